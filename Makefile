@@ -1,0 +1,38 @@
+# The two commands: `make run` and `make test`. Each sets up .venv by itself on a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format bench clean
+
+help:            ## list the targets
+	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+setup: $(STAMP)  ## make .venv and install (once; again when pyproject.toml or constraints.txt change)
+
+run: $(STAMP)    ## train the quickstart on local Ray, tracked in sqlite:///mlflow.db
+	$(BIN)/fedray train jobs/quickstart.yaml
+
+test: $(STAMP)   ## the whole test suite
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP)  ## lint, format, types
+	$(BIN)/ruff check fedray jobs tests
+	$(BIN)/ruff format --check fedray jobs tests
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the house format
+	$(BIN)/ruff check --fix fedray jobs tests
+	$(BIN)/ruff format fedray jobs tests
+
+bench: $(STAMP)  ## seconds per stage and ratios to the naive loop: a table and bench.json
+	$(BIN)/python -m tests.bench
+
+clean:           ## remove .venv and caches (never your runs)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,137 @@
+"""The command line. Exit codes: 0 done, 1 the run failed, 2 wrong usage or configuration or data, 3 cluster or
+memory, 130 interrupted."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from fedray.errors import ConfigError, FedrayError
+
+app = typer.Typer(
+    name="fedray",
+    help="Federated multimodal recommendation on Ray, tracked in MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Job = Annotated[Path, typer.Argument(help="job file, e.g. jobs/quickstart.yaml")]
+Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="lay a.b=value over the file; repeatable")]
+
+
+@app.command()
+def train(
+    job: Job,
+    set_: Sets = None,
+    seeds: Annotated[str, typer.Option(help="a family under one parent run: 0..4 or 0,3,7")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and start nothing")] = False,
+    summary: Annotated[Path | None, typer.Option(help="write the end of the run as JSON")] = None,
+    save: Annotated[Path | None, typer.Option(help="keep the selected model in this folder")] = None,
+) -> None:
+    """Train a federation."""
+    from fedray import job as jobs
+    from fedray.config import load_config
+
+    config, console = load_config(job, set_), _console()
+    if dry_run:
+        jobs.dry_run(config, console)
+        return
+    if seeds:
+        if save is not None:
+            raise ConfigError("--save with --seeds", "one of them", "Save a run of one seed.")
+        found = jobs.train_family(config, parse_seeds(seeds), console)
+    else:
+        found = jobs.train(config, console, save=save).summary()
+    if summary is not None:
+        jobs.write_summary(summary, found)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="folder that `fedray train --save` wrote")],
+    set_: Sets = None,
+    split: Annotated[Literal["test", "valid"], typer.Option()] = "test",
+    summary: Annotated[Path | None, typer.Option(help="write the metrics as JSON")] = None,
+) -> None:
+    """Score a saved federation beside its controls."""
+    from fedray import job as jobs
+    from fedray.evaluate import evaluate_model
+
+    found = evaluate_model(model, set_ or [], split, _console())
+    if summary is not None:
+        jobs.write_summary(summary, found)
+
+
+@app.command("show-config")
+def show_config(job: Job, set_: Sets = None) -> None:
+    """Print the resolved configuration; it alone reproduces the run."""
+    from fedray.config import load_config, to_yaml
+
+    config = load_config(job, set_)
+    typer.echo(f"# fingerprint {config.fingerprint()}\n{to_yaml(config)}", nl=False)
+
+
+@app.command()
+def doctor() -> None:
+    """What is there, what is missing, and what to do."""
+    from fedray.doctor import report
+
+    if not report(_console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def sync(
+    uri: Annotated[str, typer.Option(help="tracking URI")] = "sqlite:///mlflow.db",
+    spool: Annotated[Path, typer.Option(help="where points wait")] = Path(".fedray/spool"),
+) -> None:
+    """Send points that a run could not deliver because its tracking server was away."""
+    from fedray.tracking.mlflow import replay
+
+    typer.echo(f"{replay(spool, uri)} records sent to {uri}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0..4` or `0,3,7`."""
+    try:
+        if ".." in text:
+            first, last = (int(x) for x in text.split(".."))
+            found = list(range(first, last + 1))
+        else:
+            found = [int(x) for x in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise ConfigError(f"--seeds {text!r}", "0..4 or 0,3,7: distinct, not negative")
+    return found
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def guarded(run: Callable[[], Any]) -> int:
+    """Run, and turn fedray's errors and signals into one line and an exit code."""
+    from fedray.job import Terminated
+
+    try:
+        run()
+    except FedrayError as error:
+        typer.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
+        return error.exit_code
+    except (KeyboardInterrupt, Terminated):
+        typer.secho("interrupted: actors stopped, run closed", err=True)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(guarded(lambda: app(standalone_mode=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""One YAML file + `--set a.b=value` -> a frozen, closed `RunConfig`.
+
+Each part keeps its settings beside its code: `backbone.name: fcf` is read by `Config` in
+`fedray/methods/backbones/fcf.py`, `plugins.dualper` by that of `fedray/methods/plugins/dualper.py`,
+`data.source: folder` by that of `fedray/data/sources/folder.py`. The name is the module's name. Each
+default exists once. Unknown keys are errors that name the nearest key.
+"""
+
+import difflib
+import hashlib
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+
+from fedray.errors import (
+    ConfigError,
+    ConfigFileError,
+    FedrayError,
+    MissingPathError,
+    OutOfRangeError,
+    UnknownKeyError,
+    UnknownNameError,
+    WrongTypeError,
+)
+
+
+class Closed(BaseModel):
+    """A frozen part of the configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=(), validate_default=True)
+
+
+def names_in(package: str) -> list[str]:
+    """The module names in `fedray.<package>`: what a YAML may say there."""
+    root = importlib.import_module(f"fedray.{package}")
+    return sorted(m.name for m in pkgutil.iter_modules(root.__path__) if not m.name.startswith("_"))
+
+
+def part_module(package: str, name: object) -> Any:
+    """The module of a named part; `UnknownNameError` lists the names there are."""
+    names = names_in(package)
+    if name not in names:
+        raise UnknownNameError(
+            f"{package.split('.')[-1]} {name!r} does not exist",
+            f"one of {', '.join(names)}",
+            nearest_hint(str(name), names),
+        )
+    return importlib.import_module(f"fedray.{package}.{name}")
+
+
+def nearest_hint(word: str, known: list[str]) -> str:
+    """'Did you mean x?' or nothing."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def _named(package: str, section: str, tag: str, default: str) -> BeforeValidator:
+    """Read a mapping by the `Config` of the module that its `tag` key names."""
+
+    def read(raw: Any) -> Any:
+        if isinstance(raw, Closed):
+            return raw
+        if not isinstance(raw, Mapping):
+            raise WrongTypeError(f"{section} is {raw!r}", "a mapping", f"Write {{{tag}: {default}}}.")
+        module = part_module(package, raw.get(tag, default))
+        return validated(module.Config, {tag: default, **raw}, section)
+
+    return BeforeValidator(read)
+
+
+def _plugins(raw: Any) -> Any:
+    if not isinstance(raw, Mapping | None):
+        raise WrongTypeError(f"plugins is {raw!r}", "a mapping", "Write plugins: {dualper: {}}.")
+    return {name: _plugin(name, settings) for name, settings in (raw or {}).items()}
+
+
+def _plugin(name: str, settings: Any) -> Any:
+    if isinstance(settings, Closed):
+        return settings
+    module = part_module("methods.plugins", name)
+    return validated(module.Config, settings or {}, f"plugins.{name}")
+
+
+class DataConfig(Closed):
+    """What every source shares; `Config` of a source module adds its own keys (a path, sizes, ...)."""
+
+    source: str
+    name: str = Field("", description="the data's name in MLflow; empty: the source's own")
+    split: Literal["leave_one_out", "given"] = Field(
+        "leave_one_out",
+        description="last item to test, second last to validation; or the file's split column",
+    )
+    duplicates: Literal["keep_latest", "error"] = "keep_latest"
+    short_users: Literal["drop", "keep", "error"] = Field(
+        "drop", description="users too short to split: drop, keep for training only, or refuse"
+    )
+    min_user_interactions: int = Field(0, ge=0, description="iterative k-core: least per user; 0 = off")
+    min_item_interactions: int = Field(0, ge=0, description="iterative k-core: least per item; 0 = off")
+    seed: int = Field(0, ge=0, description="of random splits, item id permutation and sampled candidates")
+
+
+class BackboneConfig(Closed):
+    """What every backbone shares; `Config` of a backbone module adds its own keys."""
+
+    name: str
+    dim: int = Field(32, ge=1, le=4096, description="latent size d")
+    lr: float = Field(0.1, ge=0, description="learning rate of the private head")
+    init_std: float = Field(1.0, ge=0, description="standard deviation of the item table's start")
+
+
+class TrainConfig(Closed):
+    """The federated schedule and the local optimiser."""
+
+    rounds: int = Field(100, ge=1)
+    clients_per_round: float = Field(
+        1.0, gt=0, description="up to 1: the ratio of clients in a round; above: their number"
+    )
+    local_epochs: int = Field(1, ge=1)
+    batch_size: int = Field(256, ge=1, description="samples (positives and negatives) in a local step")
+    negatives: int = Field(4, ge=0, description="drawn per positive, anew each round")
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    weight_decay: float = Field(0.0, ge=0)
+    patience: int = Field(0, ge=0, description="stop after so many validations without a new best; 0 = off")
+    path: Literal["auto", "compiled", "vmap"] = Field(
+        "auto", description="auto: the compiled kernel where the method has one, else the vmapped loss"
+    )
+    block_width: int = Field(64, ge=2, description="clients stacked in one vmapped block; part of the bits")
+
+
+class EvaluationConfig(Closed):
+    """Protocol, metrics and controls."""
+
+    protocol: str = "clean"
+    k: tuple[int, ...] = Field((5, 10, 20, 50), min_length=1)
+    every: int = Field(1, ge=1, description="validate every so many rounds")
+    test: Literal["selected", "every_round", "protocol"] = Field(
+        "protocol", description="when the test set is scored; protocol: as the protocol says"
+    )
+    controls: bool = Field(True, description="random, popularity, constant and central EASE beside the run")
+    local_only: bool = Field(False, description="also train with federation off: the leak detector")
+
+
+class RuntimeConfig(Closed):
+    """Where things run. Nothing here may change a result; it is not part of the fingerprint."""
+
+    executor: Literal["ray", "serial"] = "ray"
+    address: str = Field("", description="of a Ray cluster; empty: RAY_ADDRESS, else a local one")
+    actors: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="client actors; auto: one per CPU (or GPU share)"
+    )
+    clients_per_actor: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="1 is one actor per client, to the letter; auto packs"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpu_share: float = Field(1.0, gt=0, le=1, description="GPU fraction of one client actor")
+    memory_limit_gb: float = Field(0.0, ge=0, description="refuse a plan above; 0: what the machine has free")
+    start_timeout_s: float = Field(120.0, gt=0)
+
+
+class TrackingConfig(Closed):
+    """Where runs are recorded."""
+
+    backend: Literal["mlflow", "jsonl", "none"] = "mlflow"
+    uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking URI; a path for jsonl")
+    experiment: str = Field("", description="empty: fedray/<data>/<protocol>")
+    run_name: str = Field("", description="empty: <name>-s<seed>")
+    spool: str = Field(".fedray/spool", description="where points wait while the server is away")
+    log_item_media: bool = Field(False, description="allow posters and titles in artifacts (local stores)")
+
+
+Data = Annotated[SerializeAsAny[DataConfig], _named("data.sources", "data", tag="source", default="synthetic")]
+Backbone = Annotated[SerializeAsAny[BackboneConfig], _named("methods.backbones", "backbone", tag="name", default="fcf")]
+Plugins = Annotated[dict[str, SerializeAsAny[Closed]], BeforeValidator(_plugins)]
+
+
+class RunConfig(Closed):
+    """One run. `fingerprint` covers what can change its numbers."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    seed: int = Field(0, ge=0)
+    data: Data = Field(default_factory=lambda: {"source": "synthetic"})  # type: ignore[assignment]
+    backbone: Backbone = Field(default_factory=lambda: {"name": "fcf"})  # type: ignore[assignment]
+    plugins: Plugins = Field(default_factory=dict, description="applied to the backbone in this order")
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def fingerprint(self) -> str:
+        """12 hex digits over everything but `name`, `runtime` and `tracking`."""
+        body = self.model_dump(mode="json", exclude={"name", "runtime", "tracking"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+
+    def method_name(self) -> str:
+        """`dualper(fcf)`, inner first applied."""
+        name = self.backbone.name
+        for plugin in self.plugins:
+            name = f"{plugin}({name})"
+        return name
+
+    def with_seed(self, seed: int) -> "RunConfig":
+        """The same run with another seed."""
+        return self.model_copy(update={"seed": seed})
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps: 1e-3 is a number, a key given twice is an error, no aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in a configuration")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        for k in keys:
+            if keys.count(k) > 1:
+                raise yaml.YAMLError(f"key {k!r} is given twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Safe YAML; `ConfigFileError` says line and column."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigFileError(f"not valid YAML: {error}", "one YAML mapping", "", where) from error
+
+
+def load_config(path: str | Path, sets: list[str] | None = None) -> RunConfig:
+    """The file with the `a.b=value` settings laid over it, checked.
+
+    Raises `MissingPathError`, `ConfigFileError` and every error of `make_config`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = nearest_hint(file.name, [p.name for p in file.parent.glob("*.yaml")])
+        raise MissingPathError(f"{file} does not exist", "a YAML file", near or "Check the path.")
+    try:
+        raw = read_yaml(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise ConfigFileError(f"not UTF-8 at byte {error.start}", "UTF-8 text", "", str(file)) from error
+    if not isinstance(raw, dict):
+        raise ConfigFileError(f"holds {type(raw).__name__}", "one YAML mapping", "", str(file))
+    raw.setdefault("name", file.stem)
+    for setting in sets or []:
+        _set(raw, setting)
+    return make_config(raw, str(file))
+
+
+def _set(raw: dict[str, Any], setting: str) -> None:
+    dotted, equals, value = setting.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"--set {setting!r}", "a.b=value", "Example: --set train.rounds=50")
+    *parents, last = dotted.split(".")
+    node = raw
+    for parent in parents:
+        node = node.setdefault(parent, {}) if node.get(parent) is not None else _fresh(node, parent)
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {dotted}: {parent} is a value", "a section", "Shorten the key.")
+    node[last] = read_yaml(value, f"--set {dotted}") if value else None
+
+
+def _fresh(node: dict[str, Any], name: str) -> dict[str, Any]:
+    child: dict[str, Any] = {}
+    node[name] = child
+    return child
+
+
+def make_config(raw: Mapping[str, Any], where: str = "") -> RunConfig:
+    """A checked `RunConfig`; what pydantic finds becomes one of fedray's named errors."""
+    try:
+        return validated(RunConfig, raw)
+    except FedrayError as error:
+        error.where = error.where or where
+        raise
+
+
+C = TypeVar("C", bound=Closed)
+
+
+def validated(cls: type[C], raw: Any, prefix: str = "") -> C:
+    """`raw` as a `cls`; the first finding is raised as a `ConfigError` that names the dotted key."""
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        raise _named_error(error, cls, prefix) from error
+
+
+def _named_error(error: ValidationError, cls: type[Closed], prefix: str) -> ConfigError:
+    first = error.errors()[0]
+    path = [str(p) for p in first["loc"] if not _is_union_branch(p)]
+    dotted = ".".join([prefix, *path] if prefix else path)
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(cls, path)
+        mend = nearest_hint(path[-1], known) or f"The keys here are {', '.join(known)}."
+        return UnknownKeyError(f"key {dotted!r} is not known{more}", "a known key", mend)
+    expected = first["msg"][0].lower() + first["msg"][1:]
+    wrong_type = first["type"].endswith(("_type", "_parsing", "int_from_float"))
+    kind = WrongTypeError if wrong_type else OutOfRangeError
+    return kind(f"{dotted} is {first['input']!r}{more}", expected.removeprefix("input should be "))
+
+
+def _is_union_branch(part: object) -> bool:
+    return isinstance(part, str) and ("literal[" in part or "constrained-" in part or part == "int")
+
+
+def _known_keys(cls: type[Closed], path: list[str]) -> list[str]:
+    owner = cls
+    for step in path[:-1]:
+        kind = owner.model_fields[step].annotation if step in owner.model_fields else None
+        owner = kind if isinstance(kind, type) and issubclass(kind, Closed) else owner
+    return sorted(owner.model_fields)
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> scalar, for MLflow params and for `show-config`."""
+
+    def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, Mapping) and node:
+            for name, child in node.items():
+                yield from walk(f"{prefix}.{name}" if prefix else str(name), child)
+        else:
+            yield prefix, node
+
+    return dict(walk("", config.model_dump(mode="json")))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration: this text alone reproduces the run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

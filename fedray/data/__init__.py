@@ -1,0 +1,1 @@
+"""Sources, cleaning, splits, negatives and what clients train on."""

@@ -1,0 +1,84 @@
+"""Negatives and sampled candidates, for all clients of an actor at once.
+
+Everything a client draws comes from its own keys (seed, stream, round, client), so it does not matter who
+draws it, or beside whom. The j-th item that a client does *not* have is found by bisection in its ascending
+list of known items: no rejection against known items, no bitmap.
+"""
+
+import numba
+import numpy as np
+
+from fedray import seeding
+from fedray.data.protocols import N_CANDIDATES, Protocol
+from fedray.types import ClientData, Ragged
+
+
+@numba.njit(cache=True, inline="always")
+def unknown_item(known: np.ndarray, lo: int, hi: int, j: int) -> int:
+    """The j-th (from 0) item id that is not in the ascending `known[lo:hi]`."""
+    a, b = lo, hi
+    while a < b:
+        mid = (a + b) // 2
+        if known[mid] - (mid - lo) > j:
+            b = mid
+        else:
+            a = mid + 1
+    return j + (a - lo)
+
+
+@numba.njit(cache=True)
+def fill_negatives(
+    key: np.uint64, known: np.ndarray, lo: int, hi: int, n_items: int, group: int, out: np.ndarray
+) -> None:
+    """Fill `out` with unknown items, uniform; distinct within each run of `group` where there are enough."""
+    pool = n_items - (hi - lo)
+    counter = np.uint64(0)
+    for i in range(len(out)):
+        start = i - i % group
+        while True:
+            item = unknown_item(known, lo, hi, seeding.below(key, counter, pool))
+            counter += np.uint64(1)
+            fresh = True
+            for s in range(start, i):
+                fresh = fresh and out[s] != item
+            if fresh or pool < group:
+                break
+        out[i] = item
+
+
+def spared(data: ClientData, protocol: Protocol) -> Ragged:
+    """The items training negatives avoid: the training items, or (paper protocols) those of every split."""
+    return data.train if protocol.negatives_spare == "train" else known_items(data)
+
+
+def known_items(data: ClientData) -> Ragged:
+    """All items a client has in any split, ascending."""
+    parts = (data.train, data.valid, data.test)
+    row = np.concatenate([np.repeat(np.arange(len(data)), p.lengths()) for p in parts])
+    return Ragged.of(row, np.concatenate([p.values for p in parts]), len(data))
+
+
+def candidates(seed: int, data: ClientData) -> dict[str, Ragged]:
+    """99 validation and 99 test candidates per client: two halves of one sample without replacement of items
+    it has in no split. A client with fewer than 198 such items gets halves of what there is.
+    """
+    known = known_items(data)
+    size = np.minimum(2 * N_CANDIDATES, data.n_items - known.lengths()) // 2
+    ptr = np.concatenate([[0], np.cumsum(2 * size)]).astype(np.int64)
+    keys = seeding.keys(seed, "candidates", 0, data.client)
+    both = _candidates(keys, known.ptr, known.values, data.n_items, ptr)
+    half_ptr = ptr // 2
+    first = np.arange(len(both)) - np.repeat(ptr[:-1], np.diff(ptr)) < np.repeat(size, np.diff(ptr))
+    return {"valid": Ragged(half_ptr, both[first]), "test": Ragged(half_ptr, both[~first])}
+
+
+@numba.njit(cache=True)
+def _candidates(
+    keys: np.ndarray, known_ptr: np.ndarray, known: np.ndarray, n_items: int, ptr: np.ndarray
+) -> np.ndarray:
+    out = np.empty(ptr[-1], np.int64)
+    for c in range(len(keys)):
+        n = ptr[c + 1] - ptr[c]
+        part = out[ptr[c] : ptr[c + 1]]
+        fill_negatives(keys[c], known, known_ptr[c], known_ptr[c + 1], n_items, max(n, 1), part)
+    return out

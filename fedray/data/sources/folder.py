@@ -1,0 +1,114 @@
+"""A user's own data in one folder.
+
+    interactions.csv | interactions.parquet   user, item, optional rating, timestamp, split
+    items.jsonl | items.csv                   optional: item and any columns (title, description, ...)
+    images/<item>.jpg                         optional (also .jpeg, .png); not decoded here
+    features/<modality>.npy                   optional: [rows, d]; row r is item r, or the r-th line of
+                                              features/<modality>.ids.txt or features/item_ids.txt
+
+Text is UTF-8. Ids are integers or any text; a `timestamp` is a number or a date and may be missing; a
+`split` is 0, 1, 2 or train, valid, test.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from fedray.config import DataConfig
+from fedray.data.interactions import as_ids
+from fedray.data.paths import resolve
+from fedray.data.sources import RawData, RawFeature
+from fedray.data.sources._tables import delimited, read_json_lines, read_parquet, read_utf8
+from fedray.errors import FeatureShapeError, FileFormatError, MissingColumnError, MissingPathError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Config(DataConfig):
+    """Settings of the `folder` source."""
+
+    source: Literal["folder"] = "folder"
+    path: str = Field(min_length=1, description="the folder; relative to here, FEDRAY_DATA or ../shared/data")
+
+
+def load(config: Config) -> RawData:
+    """The folder's tables, unjudged. Raises the path and file errors of `fedray.errors`."""
+    folder = resolve(config.path)
+    file = _one_of(folder, "interactions.csv", "interactions.parquet")
+    if file is None:
+        raise MissingPathError(
+            f"{folder} holds no interactions.csv or interactions.parquet",
+            "one of the two",
+            "The file needs the columns user and item.",
+        )
+    return RawData(
+        frame=_read_table(file).rename(columns={"timestamp": "time"}),
+        items=_with_images(_items(folder), folder / "images"),
+        features=_features(folder / "features"),
+        name=config.name or folder.resolve().name,
+        where=str(file),
+    )
+
+
+def _one_of(folder: Path, *names: str) -> Path | None:
+    """The one of these files that is there, or None; two are refused, since neither can be preferred."""
+    there = [folder / name for name in names if (folder / name).is_file()]
+    if len(there) > 1:
+        raise FileFormatError(f"{' and '.join(names)} are both there", "one", "Remove one.", str(folder))
+    return there[0] if there else None
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    if file.suffix == ".parquet":
+        return read_parquet(file)
+    return delimited(read_utf8(file), str(file))
+
+
+def _items(folder: Path) -> pd.DataFrame:
+    file = _one_of(folder, "items.jsonl", "items.csv")
+    if file is None:
+        return pd.DataFrame({"item": pd.Series(dtype=str)})
+    items = read_json_lines(file) if file.suffix == ".jsonl" else delimited(read_utf8(file), str(file))
+    if "item" not in items:
+        mend = f"The columns are {', '.join(map(str, items.columns))}."
+        raise MissingColumnError("there is no column 'item'", "it", mend, str(file))
+    return items.assign(item=as_ids(items["item"], "item", str(file)))
+
+
+def _with_images(items: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """`items` with a column `image`: the picture's path, or missing."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in IMAGE_SUFFIXES) if folder.is_dir() else []
+    if not files:
+        return items
+    pictures = pd.Series([str(f) for f in files], index=[f.stem for f in files], dtype=str)
+    pictures = pictures[~pictures.index.duplicated()]
+    if items.empty:
+        return pd.DataFrame({"item": pictures.index, "image": pictures.to_numpy()})
+    return items.assign(image=items["item"].astype(str).map(pictures))
+
+
+def _features(folder: Path) -> dict[str, RawFeature]:
+    files = sorted(folder.glob("*.npy")) if folder.is_dir() else []
+    return {file.stem: _feature(file) for file in files}
+
+
+def _feature(file: Path) -> RawFeature:
+    try:
+        table = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise FileFormatError(f"not readable: {error}", "a .npy array of numbers", "", str(file)) from error
+    for ids in (file.with_suffix(".ids.txt"), file.with_name("item_ids.txt")):
+        if ids.is_file():
+            return RawFeature(table, _ids(ids, len(np.atleast_1d(table)), file.name), str(file))
+    return RawFeature(table, None, str(file))
+
+
+def _ids(file: Path, n_rows: int, table: str) -> np.ndarray:
+    ids = [line.strip() for line in read_utf8(file).decode("utf-8-sig").splitlines()]
+    if len(ids) != n_rows:
+        expected = f"{n_rows}, one for each row of {table}"
+        raise FeatureShapeError(f"{len(ids)} ids", expected, "One id a line, no header.", str(file))
+    return np.array(ids, dtype=object)

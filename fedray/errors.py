@@ -1,0 +1,181 @@
+"""Every error fedray raises on purpose, in one tree.
+
+Each message says where, what was found, what was expected and what to do about it.
+
+    FedrayError                       exit code 1
+    +- ConfigError                    exit code 2
+    |  +- UnknownKeyError             a key no part of the config has; names the nearest one
+    |  +- UnknownNameError            a backbone, plug-in, source, protocol ... that does not exist
+    |  +- WrongTypeError              text where a number is wanted, and the like
+    |  +- OutOfRangeError             a number outside its range, or a word outside its list
+    |  +- MissingPathError            a path that does not exist
+    |  +- ConfigFileError             not readable as one YAML mapping
+    |  +- UnsupportedError            settings that are fine alone and wrong together
+    +- DataError                      exit code 2
+    |  +- MissingColumnError          a column the file must have
+    |  +- EmptyFileError              no rows at all, or none left after filtering
+    |  +- EncodingError               not UTF-8
+    |  +- FileFormatError             not parseable as what its name says
+    |  +- BadRatingError              NaN, infinite or not a number
+    |  +- BadIdError                  empty or negative user or item id
+    |  +- BadTimestampError           not a number, or infinite
+    |  +- BadSplitError               a split label other than train, valid, test
+    |  +- DuplicatePairError          only under data.duplicates: error
+    |  +- TooFewInteractionsError     only under data.short_users: error
+    |  +- FeatureShapeError           a feature matrix with the wrong number of rows or axes
+    |  +- FeatureValueError           NaN or infinity in a feature matrix
+    +- TrainingError                  exit code 1
+    |  +- NonFiniteLossError          names round and clients
+    |  +- AggregateOverflowError      a sum that leaves the fixed-point range
+    +- ResourceError                  exit code 3
+    |  +- MemoryPlanError             the plan does not fit; says the figures
+    |  +- ClusterError                no cluster, no answer, or not allowed in
+    |  +- PlacementError              actors that cannot be placed: asked, and what there is
+    |  +- ActorLostError              an actor died and the run cannot go on
+    +- TrackingError                  exit code 1: the tracking store refused, not merely slept
+"""
+
+
+class FedrayWarning(UserWarning):
+    """Something a user should see that is not worth stopping for."""
+
+
+class FedrayError(Exception):
+    """Base of every error on purpose: where, what was found, what was expected, what to do."""
+
+    exit_code = 1
+
+    def __init__(self, found: str, expected: str = "", mend: str = "", where: str = "") -> None:
+        self.found, self.expected, self.mend, self.where = found, expected, mend, where
+        super().__init__(found, expected, mend, where)
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.found}" if self.where else self.found
+        body = f"{head}; expected {self.expected}" if self.expected else head
+        return f"{body}. {self.mend}" if self.mend else body
+
+
+class ConfigError(FedrayError):
+    """The configuration is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class UnknownKeyError(ConfigError):
+    """A key that no part of the configuration has."""
+
+
+class UnknownNameError(ConfigError):
+    """A backbone, plug-in, source or protocol that does not exist."""
+
+
+class WrongTypeError(ConfigError):
+    """A value of the wrong type."""
+
+
+class OutOfRangeError(ConfigError):
+    """A value outside its range or list."""
+
+
+class MissingPathError(ConfigError):
+    """A path that does not exist."""
+
+
+class ConfigFileError(ConfigError):
+    """A file that is not one YAML mapping."""
+
+
+class UnsupportedError(ConfigError):
+    """Settings that are fine alone and wrong together."""
+
+
+class DataError(FedrayError):
+    """The data are wrong; nothing was written."""
+
+    exit_code = 2
+
+
+class MissingColumnError(DataError):
+    """A column the file must have."""
+
+
+class EmptyFileError(DataError):
+    """No rows, or none left."""
+
+
+class EncodingError(DataError):
+    """Bytes that are not UTF-8."""
+
+
+class FileFormatError(DataError):
+    """A file that cannot be parsed as what its name says."""
+
+
+class BadRatingError(DataError):
+    """A rating that is not a finite number."""
+
+
+class BadIdError(DataError):
+    """An empty or negative id."""
+
+
+class BadTimestampError(DataError):
+    """A timestamp that is not a finite number."""
+
+
+class BadSplitError(DataError):
+    """A split label that is none of train, valid, test."""
+
+
+class DuplicatePairError(DataError):
+    """A (user, item) pair that occurs twice, where the policy forbids it."""
+
+
+class TooFewInteractionsError(DataError):
+    """A user with too few interactions to split, where the policy forbids it."""
+
+
+class FeatureShapeError(DataError):
+    """A feature matrix of the wrong shape."""
+
+
+class FeatureValueError(DataError):
+    """NaN or infinity in a feature matrix."""
+
+
+class TrainingError(FedrayError):
+    """Training cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """A client's loss became NaN or infinite."""
+
+
+class AggregateOverflowError(TrainingError):
+    """A sum over clients that leaves the fixed-point range."""
+
+
+class ResourceError(FedrayError):
+    """The machine or the cluster does not give what the run needs."""
+
+    exit_code = 3
+
+
+class MemoryPlanError(ResourceError):
+    """The plan needs more memory than there is."""
+
+
+class ClusterError(ResourceError):
+    """The cluster cannot be reached or refuses."""
+
+
+class PlacementError(ResourceError):
+    """Actors that cannot be placed."""
+
+
+class ActorLostError(ResourceError):
+    """An actor died and the run cannot go on without it."""
+
+
+class TrackingError(FedrayError):
+    """The tracking store refused a request for good."""

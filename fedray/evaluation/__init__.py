@@ -1,0 +1,1 @@
+"""What a score is: ranks, metrics, controls, tables."""

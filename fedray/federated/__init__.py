@@ -1,0 +1,1 @@
+"""The engine: read `rounds.py` first."""

@@ -1,0 +1,104 @@
+"""Where rounds run. `rounds.py` is handed an `Executor`; the serial one is also the fake that tests use.
+
+An executor gives sums over all clients, never one client's part.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import reduce
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from fedray.evaluation.metrics import MetricSums
+from fedray.federated import clients
+from fedray.federated.aggregate import ZERO, merge
+from fedray.federated.clients import ClientHost, Seconds, TrainReport
+from fedray.federated.local_only import local_only
+from fedray.types import Broadcast, Split
+
+Sums = dict[str, MetricSums]
+
+
+class Executor(Protocol):
+    """Runs one step on every host of clients and adds up what they return."""
+
+    clients: Int[np.ndarray, " n"]
+
+    def train(self, broadcast: Broadcast, limit: np.uint64) -> TrainReport:
+        """One round of local training on the cohort; the sum of its uploads."""
+        ...
+
+    def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
+        """Metric sums of the splits; `which` is 'current' or 'best' (see `keep_best`)."""
+        ...
+
+    def keep_best(self) -> None:
+        """Every client remembers its state of this round as the best."""
+        ...
+
+    def local_only(self, rounds: int) -> Sums:
+        """The control with federation off."""
+        ...
+
+
+class SerialExecutor:
+    """Hosts in this process, one after the other, on one thread."""
+
+    def __init__(self, hosts: Iterable[ClientHost]) -> None:
+        torch.set_num_threads(1)
+        self._hosts = list(hosts)
+        self.clients = np.sort(np.concatenate([h.data.client for h in self._hosts]))
+
+    def train(self, broadcast: Broadcast, limit: np.uint64) -> TrainReport:
+        """See `Executor`."""
+        done = [clients.train(h, broadcast, limit) for h in self._hosts]
+        self._hosts = [h for h, _ in done]
+        return merge_reports((r for _, r in done), add)
+
+    def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
+        """See `Executor`."""
+        return merge_sums((clients.evaluate(h, broadcast, splits, which) for h in self._hosts), add)
+
+    def keep_best(self) -> None:
+        """See `Executor`."""
+        self._hosts = [clients.keep_best(h) for h in self._hosts]
+
+    def local_only(self, rounds: int) -> Sums:
+        """See `Executor`."""
+        return merge_sums(((local_only(h, rounds), {}) for h in self._hosts), add)[0]
+
+    def save(self, folder: str) -> list[str]:
+        """Write the clients' best state; the files."""
+        return [str(clients.save(h, folder, i)) for i, h in enumerate(self._hosts)]
+
+
+def add(a: float, b: float) -> float:
+    """Seconds of hosts that took turns; hosts that ran side by side take `max`."""
+    return a + b
+
+
+def merge_reports(reports: Iterable[TrainReport], join: Callable[[float, float], float]) -> TrainReport:
+    """One report of all hosts."""
+
+    def both(a: TrainReport, b: TrainReport) -> TrainReport:
+        seconds = merge_seconds(a.seconds, b.seconds, join)
+        return TrainReport(merge(a.total, b.total), a.clients + b.clients, a.bytes_up + b.bytes_up, seconds)
+
+    return reduce(both, reports, TrainReport(ZERO, 0, 0, {}))
+
+
+def merge_sums(parts: Iterable[tuple[Sums, Seconds]], join: Callable[[float, float], float]) -> tuple[Sums, Seconds]:
+    """The sums of all hosts."""
+    total: Sums = {}
+    seconds: Seconds = {}
+    for sums, took in parts:
+        total = {k: total[k].merge(v) if k in total else v for k, v in sums.items()}
+        seconds = merge_seconds(seconds, took, join)
+    return total, seconds
+
+
+def merge_seconds(a: Seconds, b: Seconds, join: Callable[[float, float], float]) -> Seconds:
+    """Stage by stage."""
+    return {k: join(a.get(k, 0.0), b.get(k, 0.0)) for k in {**a, **b}}

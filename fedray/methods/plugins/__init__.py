@@ -1,0 +1,1 @@
+"""One paper per file; each turns a `Method` into another."""

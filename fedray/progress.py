@@ -1,0 +1,70 @@
+"""The terminal while a run goes: one live line on a terminal, one line a round in a log file."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from fedray.config import RunConfig
+from fedray.data.protocols import protocol
+from fedray.types import RoundReport
+
+LOG_EVERY_S = 2.0
+
+
+class Progress:
+    """Use as a context manager; `show` each report."""
+
+    def __init__(self, console: Console, config: RunConfig, control: dict[str, dict[str, dict[str, float]]]) -> None:
+        self._console, self._rounds = console, config.train.rounds
+        self._metric = protocol(config.evaluation.protocol).select_on
+        self._last_line = 0.0
+        self._best = float("nan")
+        columns = (
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+        )
+        timing = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, *timing, console=console, transient=True) if console.is_terminal else None
+        self._task = self._bar.add_task("starting", total=self._rounds) if self._bar else None
+        reference = {name: found["valid"].get(self._metric) for name, found in control.items()}
+        known = ", ".join(f"{k} {v:.4f}" for k, v in reference.items() if v is not None)
+        if known:
+            console.print(f"controls  validation {self._metric}: {known}")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, report: RoundReport) -> None:
+        """One round more."""
+        text = self.line(report)
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=report.round, description=text)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LOG_EVERY_S or report.round in (1, self._rounds):
+            self._last_line = now
+            self._console.print(f"round {report.round}/{self._rounds}  {text}", soft_wrap=True, highlight=False)
+
+    def line(self, report: RoundReport) -> str:
+        """`loss 0.4120  ndcg_at_10 0.0810 (best 0.0822)  943 clients  0.10 s`."""
+        value = report.metrics.get(f"val/{self._metric}")
+        parts = [f"loss {report.metrics['train/loss']:.4f}"]
+        if value is not None:
+            self._best = value if not value <= self._best else self._best
+            parts.append(f"{self._metric} {value:.4f} (best {self._best:.4f})")
+        parts += [f"{report.clients_ok:,} clients", f"{report.seconds['round']:.2f} s"]
+        return "  ".join(parts)

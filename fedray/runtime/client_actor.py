@@ -1,0 +1,72 @@
+"""A Ray actor that is one client, or many: it holds their private interactions and local models.
+
+Its clients' data arrive once, at creation, and never leave; what it returns is a sum over its cohort (in literal
+mode, `runtime.clients_per_actor: 1`, that "sum" is one client's upload). The shell keeps one `ClientHost` and calls
+one pure function per request.
+"""
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from fedray.config import RunConfig
+from fedray.evaluation.metrics import MetricSums
+from fedray.federated import clients
+from fedray.federated.clients import Seconds, TrainReport
+from fedray.federated.local_only import local_only
+from fedray.methods import build
+from fedray.types import Arrays, Broadcast, ClientData, ItemFeatures, Split
+
+
+class ClientActor:
+    """One or many clients. `max_concurrency` is 1: requests run in the order they come."""
+
+    def __init__(self, config: RunConfig, data: ClientData, device: str, features: ItemFeatures | None = None) -> None:
+        torch.set_num_threads(1)
+        method = build(config, data.n_items, features)
+        # a copy of its own: what arrived is a read-only view that would stay in the node's object store
+        own = data.take(np.arange(len(data)))
+        self._host = clients.make_host(config, method, own, device)
+
+    def ready(self) -> dict[str, Any]:
+        """Who is here."""
+        return {"pid": os.getpid(), "clients": len(self._host.data), "node": _node()}
+
+    def train(self, params: Arrays, round_: int, limit: np.uint64) -> TrainReport:
+        """One round; see `clients.train`."""
+        self._host, report = clients.train(self._host, Broadcast(round_, params), limit)
+        return report
+
+    def evaluate(
+        self, params: Arrays, round_: int, splits: tuple[Split, ...], which: str
+    ) -> tuple[dict[str, MetricSums], Seconds]:
+        """Metric sums; see `clients.evaluate`."""
+        return clients.evaluate(self._host, Broadcast(round_, params), splits, which)
+
+    def keep_best(self) -> None:
+        """Remember this round's state as the best."""
+        self._host = clients.keep_best(self._host)
+
+    def local_only(self, rounds: int) -> dict[str, MetricSums]:
+        """The control with federation off."""
+        return local_only(self._host, rounds)
+
+    def save(self, folder: str, part: int) -> str:
+        """Write the best round's client state under `folder`."""
+        return str(clients.save(self._host, folder, part))
+
+    def nothing(self, params: Arrays, round_: int) -> float:
+        """An empty round, to measure what the shell itself costs."""
+        return time.time() + 0.0 * (round_ + len(params))
+
+
+Remote = ray.remote(ClientActor)
+"""The actor class to place."""
+
+
+def _node() -> str:
+    return ray.get_runtime_context().get_node_id()

@@ -1,0 +1,92 @@
+"""The executor on Ray: one `ray.put` of the broadcast a round, one call per actor, partial sums folded as they land."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from jaxtyping import Int
+from ray import exceptions
+
+from fedray.errors import ActorLostError, FedrayError
+from fedray.federated.clients import Seconds, TrainReport
+from fedray.federated.executor import Sums, merge_reports, merge_sums
+from fedray.types import Broadcast, Split
+
+T = TypeVar("T")
+
+
+class RayExecutor:
+    """Runs rounds on `ClientActor`s that somebody else owns."""
+
+    def __init__(self, actors: Sequence[Any], clients: Int[np.ndarray, " n"]) -> None:
+        self._actors = list(actors)
+        self._put: tuple[int, Any] | None = None
+        self.clients = clients
+
+    def train(self, broadcast: Broadcast, limit: np.uint64) -> TrainReport:
+        """See `federated.executor.Executor`."""
+        params = self._ref(broadcast)
+        refs = [a.train.remote(params, broadcast.round, limit) for a in self._actors]
+        return merge_reports(as_they_land(refs), max)
+
+    def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
+        """See `federated.executor.Executor`."""
+        params = self._ref(broadcast)
+        refs = [a.evaluate.remote(params, broadcast.round, splits, which) for a in self._actors]
+        return merge_sums(as_they_land(refs), max)
+
+    def keep_best(self) -> None:
+        """Queued behind the evaluation; nothing to wait for."""
+        for actor in self._actors:
+            actor.keep_best.remote()
+
+    def local_only(self, rounds: int) -> Sums:
+        """See `federated.executor.Executor`."""
+        refs = [a.local_only.remote(rounds) for a in self._actors]
+        return merge_sums(((sums, {}) for sums in as_they_land(refs)), max)[0]
+
+    def save(self, folder: str) -> list[str]:
+        """Every actor writes its clients' best state; the files."""
+        return list(as_they_land([a.save.remote(folder, i) for i, a in enumerate(self._actors)]))
+
+    def nothing(self, broadcast: Broadcast) -> None:
+        """An empty round."""
+        params = self._ref(broadcast)
+        list(as_they_land([a.nothing.remote(params, broadcast.round) for a in self._actors]))
+
+    def _ref(self, broadcast: Broadcast) -> Any:
+        """The state after a round is evaluated and then trained from: it is put once."""
+        if self._put is None or self._put[0] != broadcast.round:
+            self._put = (broadcast.round, ray.put(broadcast.params))
+        return self._put[1]
+
+
+def as_they_land(refs: list[Any]) -> Iterator[Any]:
+    """Results in order of arrival; sums are exact, so the order cannot matter."""
+    left = list(refs)
+    while left:
+        done, left = ray.wait(left, num_returns=1)
+        yield get(done[0])
+
+
+def get(ref: Any) -> Any:
+    """`ray.get` with fedray's errors: what an actor raised on purpose comes back as itself."""
+    try:
+        return ray.get(ref)
+    except exceptions.RayTaskError as error:
+        if isinstance(error.cause, FedrayError):
+            raise error.cause from None
+        raise
+    except (exceptions.ActorDiedError, exceptions.ActorUnavailableError) as error:
+        raise ActorLostError(
+            f"an actor died: {_cause(error)}",
+            "all actors alive",
+            "Look at the memory of the machine and at `ray logs`; start the run again.",
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """The last line of what Ray knows: for an error in an actor's start that is the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if "creation task" in lines[0] else lines[0]

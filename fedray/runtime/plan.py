@@ -1,0 +1,185 @@
+"""What a run will need, before anything starts: actors, memory, traffic, time. Refused with figures if it cannot fit.
+
+Memory and time are estimates from measured constants (named below); traffic is exact up to the negatives drawn.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from fedray.config import RunConfig
+from fedray.errors import MemoryPlanError, PlacementError, UnsupportedError
+from fedray.federated.cohort import cohort_size
+from fedray.federated.local_training import compiled
+from fedray.federated.method import Method
+from fedray.federated.scoring import GROUP
+from fedray.types import ClientData
+
+PROCESS_BYTES = 230e6
+"""One worker with torch and numba imported, proportional set size, measured."""
+RAY_BYTES = 450e6
+"""Ray's own processes on a local node without dashboard, measured."""
+NS_PER_SAMPLE = {"compiled": 2.0, "vmap": 40.0}
+"""Nanoseconds per sample, dimension and local epoch, one core; a guess good to a factor of three."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What there is."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run asks for."""
+
+    actors: int
+    clients: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+    device: str
+    path: str
+    actor_bytes: float
+    total_bytes: float
+    up_bytes: float
+    down_bytes: float
+    round_seconds: float
+    executor: str
+
+
+def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resources) -> Plan:
+    """The plan for this run on these resources. Raises `PlacementError` for a GPU that is not there."""
+    device = pick_device(config, there)
+    actors = count_actors(config, len(data), there, device)
+    cohort = cohort_size(len(data), config.train.clients_per_round)
+    share = cohort / max(len(data), 1)
+    rows = touched_rows(config, data)
+    path = "compiled" if compiled(method, config.train, device) else "vmap"
+    actor_bytes = PROCESS_BYTES + client_bytes(config, method, data, rows) / actors + _sum_bytes(config, data)
+    serial = config.runtime.executor == "serial"
+    return Plan(
+        actors=actors,
+        clients=len(data),
+        cpus_per_actor=_cpus(actors, there, device),
+        gpus_per_actor=config.runtime.gpu_share if device == "cuda" else 0.0,
+        device=device,
+        path=path,
+        actor_bytes=actor_bytes,
+        total_bytes=actor_bytes if serial else actors * actor_bytes + RAY_BYTES + 2 * PROCESS_BYTES,
+        up_bytes=float(rows.sum()) * share * 4 * (config.backbone.dim + 1),
+        down_bytes=cohort * 4.0 * data.n_items * config.backbone.dim,
+        round_seconds=_seconds(config, data, share, path) / min(actors, max(there.cpus, 1)),
+        executor=config.runtime.executor,
+    )
+
+
+def pick_device(config: RunConfig, there: Resources) -> str:
+    """auto: a GPU if there is one and the method gains from it; today's compiled kernels are for the CPU."""
+    wanted = config.runtime.device
+    if wanted == "cuda" and there.gpus <= 0:
+        raise PlacementError("runtime.device is cuda and Ray sees no GPU", "a GPU", "Use runtime.device=auto or cpu.")
+    if wanted == "cuda" and config.train.path == "compiled":
+        raise UnsupportedError("train.path: compiled on cuda", "the CPU", "Use train.path=auto.")
+    if wanted == "auto":
+        return "cuda" if there.gpus > 0 and config.train.path != "compiled" else "cpu"
+    return wanted
+
+
+def count_actors(config: RunConfig, n_clients: int, there: Resources, device: str) -> int:
+    """clients_per_actor wins over actors; auto is one actor per CPU, or per GPU share."""
+    if config.runtime.executor == "serial":
+        return 1
+    if config.runtime.clients_per_actor != "auto":
+        return -(-n_clients // config.runtime.clients_per_actor)
+    if config.runtime.actors != "auto":
+        return min(config.runtime.actors, n_clients)
+    slots = there.gpus / config.runtime.gpu_share if device == "cuda" else there.cpus
+    return max(1, min(int(slots), n_clients))
+
+
+def touched_rows(config: RunConfig, data: ClientData) -> Float[np.ndarray, " clients"]:
+    """Expected distinct items per client and round: its positives and the distinct negatives."""
+    positives = data.train.lengths().astype(np.float64)
+    pool = np.maximum(data.n_items - positives, 1.0)
+    return positives + pool * -np.expm1(-config.train.negatives * positives / pool)
+
+
+def client_bytes(config: RunConfig, method: Method, data: ClientData, rows: np.ndarray) -> float:
+    """All clients' data, samples, trained rows (start and end) and, where they keep them, tuned rows (now, best,
+    and the round in hand)."""
+    samples = float(data.train.lengths().sum()) * (1 + config.train.negatives)
+    tables = float(rows.sum()) * 4 * config.backbone.dim
+    kept = 3 if method.tuned else 0
+    private = len(data) * 4.0 * (config.backbone.dim + 1) * 3
+    per_sample = 8 + 8 + 4 * config.train.local_epochs
+    return samples * per_sample + tables * (2 + kept) + private + 24.0 * len(data.train.values)
+
+
+def _sum_bytes(config: RunConfig, data: ClientData) -> float:
+    """An actor's partial sum and its score buffer."""
+    return 8.0 * data.n_items * config.backbone.dim * 3 + 3 * 4.0 * min(GROUP, len(data)) * data.n_items
+
+
+def _cpus(actors: int, there: Resources, device: str) -> float:
+    per = there.cpus / actors
+    return 1.0 if per >= 1 and device == "cpu" else max(0.001, float(np.floor(per * 1000) / 1000))
+
+
+def _seconds(config: RunConfig, data: ClientData, share: float, path: str) -> float:
+    samples = float(data.train.lengths().sum()) * (1 + config.train.negatives) * share
+    train = samples * config.backbone.dim * config.train.local_epochs * NS_PER_SAMPLE[path] * 1e-9
+    score = 2e-10 * len(data) * data.n_items * config.backbone.dim
+    return train + score + samples * 6e-8
+
+
+def check(plan: Plan, config: RunConfig, there: Resources) -> None:
+    """Refuse a plan that cannot fit, with the figures and what would."""
+    limit = config.runtime.memory_limit_gb * 1e9 or there.memory_bytes
+    if plan.total_bytes <= limit:
+        return
+    fewer = max(1, int((limit - RAY_BYTES - 2 * PROCESS_BYTES) / plan.actor_bytes))
+    raise MemoryPlanError(
+        f"{plan.actors} actors of {_gb(plan.actor_bytes)} need {_gb(plan.total_bytes)} in all",
+        f"at most {_gb(limit)} ({'runtime.memory_limit_gb' if config.runtime.memory_limit_gb else 'free memory'})",
+        f"Use runtime.clients_per_actor=auto with runtime.actors={fewer}, a smaller backbone.dim, or more nodes.",
+    )
+
+
+def shards(data: ClientData, actors: int) -> list[Int[np.ndarray, " k"]]:
+    """Positions of each actor's clients: by size, dealt back and forth, so that loads are even."""
+    order = np.argsort(-data.train.lengths(), kind="stable")
+    lane = np.arange(len(order)) % (2 * actors)
+    owner = np.where(lane < actors, lane, 2 * actors - 1 - lane)
+    return [np.sort(order[owner == a]) for a in range(actors)]
+
+
+def even_shards(data: ClientData, per_actor: int) -> list[Int[np.ndarray, " k"]]:
+    """Positions of each actor's clients, exactly `per_actor` on each but the last."""
+    return [np.arange(i, min(i + per_actor, len(data))) for i in range(0, len(data), per_actor)]
+
+
+def render(plan: Plan, config: RunConfig) -> str:
+    """The plan as text."""
+    place = f"{plan.cpus_per_actor:g} CPU" + (f", {plan.gpus_per_actor:g} GPU" if plan.gpus_per_actor else "")
+    where = "in this process" if plan.executor == "serial" else f"{plan.actors} client actors ({place} each), 1 driver"
+    return "\n".join(
+        [
+            f"method    {config.method_name()}, {plan.path} path on {plan.device}",
+            f"clients   {plan.clients:,} on {where}",
+            f"memory    about {_gb(plan.total_bytes)} ({_gb(plan.actor_bytes)} an actor)",
+            f"traffic   {_mb(plan.down_bytes)} down, {_mb(plan.up_bytes)} up a round (all clients together)",
+            f"time      about {plan.round_seconds:.2g} s a round (a guess), {config.train.rounds} rounds",
+        ]
+    )
+
+
+def _gb(n: float) -> str:
+    return f"{n / 1e9:.2f} GB"
+
+
+def _mb(n: float) -> str:
+    return f"{n / 1e6:,.1f} MB"

@@ -1,0 +1,133 @@
+"""Connect to Ray or start it, place a run's actors, and leave nothing behind."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from ray import exceptions
+
+from fedray.config import RunConfig
+from fedray.errors import ClusterError, PlacementError
+from fedray.runtime import client_actor, driver_actor
+from fedray.runtime.executor import get
+from fedray.runtime.plan import Plan, Resources, even_shards, shards
+from fedray.types import ClientData, ItemFeatures
+
+QUIET = {
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Defaults for a local cluster, unless the user set them: workers at normal priority, no usage reports."""
+
+
+@contextmanager
+def connected(config: RunConfig, namespace: str) -> Iterator[Resources]:
+    """A connection to the configured cluster, or a local one that ends with this block."""
+    mine = not ray.is_initialized()
+    if mine:
+        _init(config, namespace)
+    try:
+        yield resources()
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _init(config: RunConfig, namespace: str) -> None:
+    address = config.runtime.address or os.environ.get("RAY_ADDRESS", "")
+    quiet = {"logging_level": "ERROR", "log_to_driver": False, "namespace": namespace}
+    if not address:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, exceptions.AuthenticationError, ValueError, RuntimeError) as error:
+        raise ClusterError(
+            f"no Ray cluster at {address}: {str(error).splitlines()[0]}",
+            "a running cluster that lets you in",
+            "Start one with `ray start --head`, set RAY_AUTH_MODE=token and a token if it wants one, "
+            "or leave runtime.address empty for a local cluster.",
+        ) from error
+
+
+def resources() -> Resources:
+    """What the connected cluster has in all."""
+    total = ray.cluster_resources()
+    memory = total.get("memory", 0.0) + total.get("object_store_memory", 0.0)
+    return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), memory)
+
+
+def local_resources() -> Resources:
+    """What this machine has, as Ray would count it, without starting Ray."""
+    import torch
+
+    gpus = float(torch.cuda.device_count())
+    return Resources(float(os.cpu_count() or 1), gpus, float(psutil.virtual_memory().available))
+
+
+def is_remote(config: RunConfig) -> bool:
+    """Whether the run joins a cluster that was there before it."""
+    return bool(config.runtime.address or os.environ.get("RAY_ADDRESS"))
+
+
+@dataclass(frozen=True)
+class Crew:
+    """A run's actors. The entrypoint owns them all: if the driver owned the clients, its death would be theirs."""
+
+    driver: Any
+    clients: list[Any]
+
+
+@contextmanager
+def crew(config: RunConfig, plan: Plan, data: ClientData, features: ItemFeatures | None = None) -> Iterator[Crew]:
+    """The run's actors, alive and ready; killed at the end of the block, however it ends."""
+    actors: list[Any] = []
+    try:
+        shared = None if features is None else ray.put(features)
+        parts = split(config, plan, data)
+        actors += [_client(config, plan, data.take(p), shared) for p in parts]
+        _await(actors, plan, config.runtime.start_timeout_s)
+        driver = driver_actor.Remote.options(num_cpus=0).remote(config, actors, data.client, data.n_items, shared)
+        actors.append(driver)
+        yield Crew(driver, actors[:-1])
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def split(config: RunConfig, plan: Plan, data: ClientData) -> list[Any]:
+    """Which clients live on which actor."""
+    if config.runtime.clients_per_actor != "auto":
+        return even_shards(data, config.runtime.clients_per_actor)
+    return shards(data, plan.actors)
+
+
+def _client(config: RunConfig, plan: Plan, part: ClientData, features: Any) -> Any:
+    options = {"num_cpus": plan.cpus_per_actor, "num_gpus": plan.gpus_per_actor, "max_restarts": 0}
+    return client_actor.Remote.options(**options).remote(config, part, plan.device, features)
+
+
+def _await(actors: list[Any], plan: Plan, timeout_s: float) -> None:
+    """All actors ready, or an error that says what was asked and what there is."""
+    refs = [a.ready.remote() for a in actors]
+    # a literal federation of hundreds starts about one actor a second
+    deadline = time.monotonic() + max(timeout_s, 3.0 * len(actors))
+    ready, waiting = ray.wait(refs, num_returns=len(refs), timeout=deadline - time.monotonic())
+    for ref in ready:
+        get(ref)
+    if waiting:
+        free = ray.available_resources()
+        raise PlacementError(
+            f"{len(waiting)} of {len(actors)} client actors are not up after {timeout_s:.0f} s; asked for "
+            f"{plan.cpus_per_actor:g} CPU and {plan.gpus_per_actor:g} GPU each",
+            f"room on the cluster (free: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU)",
+            "Lower runtime.actors, wait for other jobs to end, or raise runtime.start_timeout_s.",
+        )

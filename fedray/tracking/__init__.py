@@ -1,0 +1,1 @@
+"""Where runs are recorded: MLflow, one JSON file a run, or nowhere."""

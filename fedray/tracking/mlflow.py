@@ -1,0 +1,352 @@
+"""Runs in MLflow, by `MlflowClient` alone: no active run, no global tracking URI.
+
+`start` talks to the store and fails at once if it refuses or is away. From then on everything goes through a
+`Spool`: `log_round` never waits, a dead store costs nothing, and MLflow keeps one point for each (name,
+timestamp, step, value), so that what is sent twice is there once. `replay` sends what a dead process or a
+dead store left behind.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.exceptions import MlflowException
+
+from fedray.config import RunConfig, to_yaml
+from fedray.errors import FedrayWarning, TrackingError
+from fedray.tracking import records, store
+from fedray.tracking.provenance import provenance
+from fedray.tracking.spool import Record, Spool, leftovers, read
+from fedray.tracking.tracker import RunEnd, RunStart
+from fedray.types import RoundReport
+
+PATIENCE_S = 30.0
+KILLED_PATIENCE_S = 1.5  # who kills a job gives it about three seconds
+
+
+@dataclass
+class _Run:
+    """The open run: where its records go, and what its end needs."""
+
+    start: RunStart
+    spool: Spool
+    traffic: records.Traffic = records.Traffic()
+    reports: list[RoundReport] = field(default_factory=list)
+    not_finite: int = 0
+
+    @property
+    def last_round(self) -> int:
+        return self.reports[-1].round if self.reports else 0
+
+
+class MlflowTracker:
+    """Runs and families of runs in the store at `uri`, one experiment per data and protocol.
+
+    `spool` is the folder where points wait while the store is away; `patience_s` bounds how long `finish`
+    waits for a store that takes nothing.
+    """
+
+    def __init__(self, uri: str, experiment: str, run_name: str, spool: Path, patience_s: float = PATIENCE_S) -> None:
+        self._uri, self._shown_uri = store.absolute(uri), records.redact(store.absolute(uri))
+        self._experiment, self._run_name = experiment, run_name
+        self._folder, self._patience_s = spool.resolve(), patience_s
+        self._client: MlflowClient | None = None
+        self._run: _Run | None = None
+        self._families: dict[str, tuple[Spool, str]] = {}
+        self._place, self._waiting = "", ""
+
+    def start(self, start: RunStart) -> str:
+        """Open the run and log all that is known before the first round; its id.
+
+        `TrackingError` if the store refuses, or does not answer within some 15 s.
+        """
+        if self._run is not None:
+            raise TrackingError("a run is open already", "finish() before the next start()")
+        name = self._run_name or records.run_name(start.config)
+        tags = records.tags(start)
+        run_id = self._create(name, tags, start.config, start.method, start.dataset)
+        with self._failing(run_id), store.answering(self._uri):
+            self._fill(run_id, start)
+            self._run = _Run(start, self._spool(run_id))
+        return run_id
+
+    def log_round(self, report: RoundReport) -> None:
+        """Queue one round's metrics: under a millisecond, whatever the store does."""
+        run = self._open_run()
+        run.traffic = run.traffic.plus(report)
+        metrics, skipped = records.finite(records.round_metrics(report, run.traffic))
+        run.not_finite += skipped
+        run.reports.append(report)
+        run.spool.put(store.metrics_record(metrics, report.round))
+        self._warn(run.spool)
+
+    def finish(self, end: RunEnd) -> None:
+        """End the run; waits for the store at most `patience_s` without progress, then leaves the spool."""
+        run = self._open_run()
+        self._run = None
+        for record in _last_records(run, end):
+            run.spool.put(record)
+        if end.status != "KILLED":
+            for name, image in _figures(run, end).items():
+                run.spool.put(store.file_record(f"figures/{name}", image))
+        self._close(run.spool, KILLED_PATIENCE_S if end.status == "KILLED" else self._patience_s)
+
+    def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
+        """Open the parent run of several seeds; its id."""
+        method = config.method_name()
+        as_run = RunStart(config, method, dataset, {"fedray.stage": "family", "fedray.seeds": _listed(seeds)})
+        name = f"{self._run_name or config.name}-{len(seeds)}-seeds"
+        run_id = self._create(name, records.tags(as_run), config, method, dataset)
+        with self._failing(run_id), store.answering(self._uri):
+            params = records.params(config, method) | {"seed": _listed(seeds)}
+            store.log_params(self._connected(), run_id, params)
+            self._log_dataset(run_id, dataset)
+            self._families[run_id] = (self._spool(run_id), self._place)
+        return run_id
+
+    def finish_family(self, family_id: str, metrics: Mapping[str, float], table: str) -> None:
+        """End a parent run with its means and spreads; the table is an artifact and the description."""
+        spool, self._place = self._families.pop(family_id)
+        kept, _ = records.finite(metrics)
+        spool.put(store.metrics_record(kept, 0))
+        spool.put(store.tags_record(records.clean_tags({"mlflow.note.content": table})))
+        spool.put(store.end_record("FINISHED"))
+        spool.put(store.file_record("table.md", table))
+        self._close(spool, self._patience_s)
+
+    def run_url(self) -> str:
+        """The last run's page: below the server's address, or where `mlflow ui` serves by default."""
+        base = self._shown_uri if self._shown_uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{base.rstrip('/')}/{self._place}"
+
+    def where(self) -> str:
+        """The store, the last run's page, and what still waits to be sent."""
+        if self._shown_uri.startswith("http"):
+            head = f"MLflow: {self.run_url()}"
+        else:
+            head = (
+                f"MLflow: {self._shown_uri}\n"
+                f"open it with: mlflow ui --backend-store-uri {self._shown_uri}\n"
+                f"then look at: {self.run_url()}"
+            )
+        return f"{head}\n{self._waiting}" if self._waiting else head
+
+    def _create(
+        self, name: str, tags: Mapping[str, str], config: RunConfig, method: str, dataset: Mapping[str, Any]
+    ) -> str:
+        with store.answering(self._uri):
+            client = self._connected()
+            experiment_id = store.patiently(lambda: self._experiment_id(client, config, dataset))
+            run = client.create_run(experiment_id, tags=provenance() | dict(tags), run_name=name)
+        self._place = f"#/experiments/{experiment_id}/runs/{run.info.run_id}"
+        self._waiting = ""
+        return str(run.info.run_id)
+
+    @contextmanager
+    def _failing(self, run_id: str) -> Iterator[None]:
+        """A run that could not be opened whole must not look as if it were running."""
+        try:
+            yield
+        except TrackingError:
+            with suppress(MlflowException):
+                self._connected().set_terminated(run_id, "FAILED")
+            raise
+
+    def _experiment_id(self, client: MlflowClient, config: RunConfig, dataset: Mapping[str, Any]) -> str:
+        name = self._experiment or records.experiment_name(config, str(dataset.get("name", "data")))
+        tags = {
+            "mlflow.experiment.primaryMetric.name": records.primary_metric(config),
+            "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
+            "mlflow.experimentKind": "custom_model_development",
+            "mlflow.note.content": records.experiment_note(config, dataset),
+        }
+        return _get_or_create(client, name, self._artifact_location(), tags)
+
+    def _artifact_location(self) -> str | None:
+        """Beside a database file; a server knows its own."""
+        path = store.sqlite_path(self._uri)
+        return str(path.parent / "mlartifacts") if path else None
+
+    def _fill(self, run_id: str, start: RunStart) -> None:
+        client = self._connected()
+        store.log_params(client, run_id, records.params(start.config, start.method))
+        self._log_dataset(run_id, start.dataset)
+        files = {"config/resolved.yaml": records.redact(to_yaml(start.config)), "plan.txt": start.plan}
+        store.send(client, run_id, [store.file_record(k, v) for k, v in files.items() if v])
+
+    def _log_dataset(self, run_id: str, dataset: Mapping[str, Any]) -> None:
+        data = Dataset(
+            name=str(dataset.get("name", "data")),
+            digest=records.digest(str(dataset.get("fingerprint", ""))),
+            source_type="fedray",
+            source=json.dumps({"fingerprint": str(dataset.get("fingerprint", ""))}),
+            schema=json.dumps({"mlflow_colspec": _COLUMNS}),
+            profile=json.dumps(
+                {
+                    "num_rows": dataset.get("interactions"),
+                    **{k: v for k, v in dataset.items() if _is_number(v)},
+                }
+            ),
+        )
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "train")])]
+        self._connected().log_inputs(run_id, inputs)
+
+    def _connected(self) -> MlflowClient:
+        if self._client is None:
+            self._client = store.connect(self._uri)
+        return self._client
+
+    def _spool(self, run_id: str) -> Spool:
+        head = {"run": run_id, "uri": self._shown_uri}
+        try:
+            path = self._folder / f"{run_id}.jsonl"
+            return Spool(path, head, store.sender(self._connected(), run_id), store.is_away)
+        except OSError as error:
+            raise TrackingError(
+                f"cannot write there: {error.strerror}", "a folder", "Set tracking.spool.", str(self._folder)
+            ) from error
+
+    def _open_run(self) -> _Run:
+        if self._run is None:
+            raise TrackingError("no run is open", "start() before log_round() and finish()")
+        return self._run
+
+    def _close(self, spool: Spool, patience_s: float) -> None:
+        if not spool.close(patience_s):
+            self._waiting = (
+                f"{spool.waiting} records wait in {spool.path}: the store does not answer. "
+                "Send them later with: fedray sync"
+            )
+        self._warn(spool)
+
+    def _warn(self, spool: Spool) -> None:
+        for notice in spool.notices():
+            text = records.redact(f"MLflow at {self._shown_uri}: {notice}")
+            warnings.warn(text, FedrayWarning, stacklevel=3)
+
+
+def replay(spool_dir: Path, uri: str, patience_s: float = PATIENCE_S) -> int:
+    """Send what earlier processes left in `spool_dir` to the store at `uri`; the number of runs brought home.
+
+    Runs of processes that still live are left alone, as are runs this store does not know (a warning names
+    the store they were started in). A run without an end becomes FAILED: its process died. Raises
+    `TrackingError` if the store does not answer; nothing is lost then.
+    """
+    client = store.connect(store.absolute(uri))
+    return sum(_replay_one(client, path, uri, patience_s) for path in leftovers(spool_dir))
+
+
+def _replay_one(client: MlflowClient, path: Path, uri: str, patience_s: float) -> bool:
+    head, waiting = read(path)
+    if "run" not in head:
+        return False
+    with store.answering(uri):
+        known = store.patiently(lambda: _knows(client, head["run"]))
+    if not known:
+        text = f"{path}: its run is not in {records.redact(uri)} but in {head['uri']}"
+        warnings.warn(text, FedrayWarning, stacklevel=3)
+        return False
+    try:
+        spool = Spool(path, head, store.sender(client, head["run"]), store.is_away)
+    except BlockingIOError:  # its process lives and sends it itself
+        return False
+    with store.answering(uri):
+        for record in _missing_end(client, head["run"], waiting, path):
+            spool.put(record)
+    if not spool.close(patience_s):
+        raise TrackingError(f"{spool.waiting} records of {path} were not taken", where=records.redact(uri))
+    return True
+
+
+def _missing_end(client: MlflowClient, run_id: str, waiting: Sequence[Record], path: Path) -> list[Record]:
+    ended = any(record["kind"] == "end" for record in waiting)
+    if ended or client.get_run(run_id).info.status != "RUNNING":
+        return []
+    died_ms = int(path.stat().st_mtime * 1000)
+    return [store.tags_record({"fedray.ended_by": "sync"}), store.end_record("FAILED", died_ms)]
+
+
+def _knows(client: MlflowClient, run_id: str) -> bool:
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
+def _get_or_create(client: MlflowClient, name: str, location: str | None, tags: Mapping[str, str]) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, location, dict(tags)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was quicker
+                raise
+        found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"experiment {name!r} was deleted",
+            "an experiment in use",
+            f"`mlflow experiments restore -x {found.experiment_id}`, or set tracking.experiment.",
+        )
+    for key, value in tags.items():
+        if key not in found.tags:
+            client.set_experiment_tag(found.experiment_id, key, value)
+    return str(found.experiment_id)
+
+
+def _last_records(run: _Run, end: RunEnd) -> list[Record]:
+    metrics, skipped = records.finite(end.metrics)
+    counts = {
+        "fedray.points_not_finite": run.not_finite + skipped,
+        "fedray.points_dropped": run.spool.dropped,
+        "fedray.points_refused": run.spool.refused,
+    }
+    note = "\n\n".join([records.run_note(run.start), *(t for k, t in end.texts.items() if k.endswith(".md"))])
+    tags = {**end.tags, **{k: str(n) for k, n in counts.items() if n}, "mlflow.note.content": note}
+    return [
+        store.metrics_record(metrics, run.last_round),
+        store.tags_record(records.clean_tags(tags)),
+        store.end_record(end.status),
+        # After the end: an artifact store that is away must not leave the run open.
+        *(store.file_record(name, text) for name, text in end.texts.items()),
+    ]
+
+
+def _figures(run: _Run, end: RunEnd) -> dict[str, bytes]:
+    if not run.reports:
+        return {}
+    from fedray.tracking import figures
+
+    metric = records.primary_metric(run.start.config).removeprefix("val/")
+    title = f"{run.start.method}, {run.start.dataset.get('name', '')}, seed {run.start.config.seed}"
+    drawn = {"curves.png": figures.curves(run.reports, metric, _controls(end.metrics, metric), title)}
+    spread = figures.quantiles({**run.reports[-1].metrics, **end.metrics}, f"Quality per client: {title}")
+    if spread is not None:
+        drawn["quantiles.png"] = spread
+    return {name: figures.png(figure) for name, figure in drawn.items()}
+
+
+def _controls(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
+    """`control/<name>/<metric>` by name."""
+    parts = {tuple(k.split("/", 2)): v for k, v in metrics.items() if k.startswith("control/")}
+    return {k[1]: v for k, v in parts.items() if len(k) == 3 and k[2] == metric}
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ",".join(map(str, seeds))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_COLUMNS = [{"name": name, "type": "long", "required": name != "time"} for name in ("user", "item", "time")]

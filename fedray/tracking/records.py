@@ -1,0 +1,147 @@
+"""What a run says about itself in MLflow: names, params, tags, metrics. Pure functions, no MLflow.
+
+Metric names have slashes, since MLflow's pages group by what stands before the first one: `train/`, `val/`,
+`test/`, `control/`, `time/` (seconds), `comm/` (MB of 10^6 bytes), `fed/` (clients).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedray.config import RunConfig, flatten
+from fedray.data.protocols import protocol
+from fedray.tracking.tracker import RunStart
+from fedray.types import RoundReport
+
+MB = 1e6
+MAX_PARAM = 6000
+MAX_TAG = 8000
+MAX_NAME = 250
+MAX_DIGEST = 36
+
+_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """MB since the first round."""
+
+    down: float = 0.0
+    up: float = 0.0
+
+    def plus(self, report: RoundReport) -> "Traffic":
+        """With this round's."""
+        return Traffic(self.down + report.bytes_down / MB, self.up + report.bytes_up / MB)
+
+
+def redact(text: str) -> str:
+    """`text` with `user:password@` in any URL replaced by `***@`."""
+    return _CREDENTIALS.sub(r"\1***@", text)
+
+
+def safe_name(name: str) -> str:
+    """A name MLflow takes: one bad name would make it refuse the whole round. `ndcg@10` -> `ndcg_at_10`."""
+    spelled = re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))
+    return re.sub(r"/+", "/", spelled).strip("/ .")[:MAX_NAME] or "unnamed"
+
+
+def finite(metrics: Mapping[str, float]) -> tuple[dict[str, float], int]:
+    """The finite ones under safe names, and how many were left out."""
+    kept = {safe_name(k): float(v) for k, v in metrics.items() if math.isfinite(v)}
+    return kept, len(metrics) - len(kept)
+
+
+def round_metrics(report: RoundReport, total: Traffic) -> dict[str, float]:
+    """All of one round's metrics; `total` includes this round."""
+    times = {f"time/{stage}_s": seconds for stage, seconds in report.seconds.items()}
+    return {
+        **report.metrics,
+        "time/round_s": sum(report.seconds.values()),  # overridden where the report times the whole round
+        **times,
+        "comm/mb_down": report.bytes_down / MB,
+        "comm/mb_up": report.bytes_up / MB,
+        "comm/total_mb_down": total.down,
+        "comm/total_mb_up": total.up,
+        "fed/clients_ok": report.clients_ok,
+        "fed/clients_dropped": report.clients_dropped,
+        "fed/clients_rejected": report.clients_rejected,
+    }
+
+
+def experiment_name(config: RunConfig, data_name: str) -> str:
+    """One experiment per data and protocol: only such runs can be compared."""
+    return config.tracking.experiment or f"fedray/{data_name}/{config.evaluation.protocol}"
+
+
+def run_name(config: RunConfig) -> str:
+    """`pfedrec_ml100k-s0`."""
+    return config.tracking.run_name or f"{config.name}-s{config.seed}"
+
+
+def primary_metric(config: RunConfig) -> str:
+    """What the protocol selects on, as it is logged."""
+    return f"val/{protocol(config.evaluation.protocol).select_on}"
+
+
+def params(config: RunConfig, method: str) -> dict[str, str]:
+    """Flat settings that can differ between two runs; the rest is in config/resolved.yaml."""
+    flat = {k: v for k, v in flatten(config).items() if not k.startswith("tracking.")}
+    for plugin in config.plugins:
+        # A plug-in with defaults only has no keys; that it is there is what differs.
+        flat[f"plugins.{plugin}"] = "on"
+    kept = {k: redact(_text(v)) for k, v in flat.items() if v not in ("", None, [], {})}
+    return {safe_name(k): v[:MAX_PARAM] for k, v in {"method": method, **kept}.items()}
+
+
+def tags(start: RunStart) -> dict[str, str]:
+    """What identifies a run; `extra_tags` win."""
+    found = {
+        "fedray.stage": "train",
+        "fedray.method": start.method,
+        "fedray.protocol": start.config.evaluation.protocol,
+        "fedray.config_fingerprint": start.config.fingerprint(),
+        "fedray.data": str(start.dataset.get("name", "")),
+        "fedray.data_fingerprint": str(start.dataset.get("fingerprint", "")),
+        "mlflow.note.content": run_note(start),
+        **({"mlflow.parentRunId": start.parent_id} if start.parent_id else {}),
+    }
+    return clean_tags({**found, **start.extra_tags})
+
+
+def clean_tags(found: Mapping[str, str]) -> dict[str, str]:
+    """Without empty ones, cut to MLflow's limit, no credentials."""
+    return {safe_name(k): redact(str(v))[:MAX_TAG] for k, v in found.items() if str(v)}
+
+
+def run_note(start: RunStart) -> str:
+    """The run's description in Markdown."""
+    config = start.config
+    return (
+        f"**{start.method}** on **{start.dataset.get('name', '')}**, seed {config.seed}, "
+        f"{config.train.rounds} rounds, protocol `{config.evaluation.protocol}`.\n\n"
+        "The whole configuration is the artifact `config/resolved.yaml`, the plots are in `figures/`."
+    )
+
+
+def experiment_note(config: RunConfig, dataset: Mapping[str, Any]) -> str:
+    """The experiment's description in Markdown."""
+    rules = protocol(config.evaluation.protocol)
+    sizes = ", ".join(f"{value:,} {name}" for name, value in dataset.items() if isinstance(value, int) and value >= 0)
+    return (
+        f"Federated recommendation on **{dataset.get('name', '')}** ({sizes or 'sizes unknown'}).\n\n"
+        f"Protocol `{rules.name}`: {rules.note}. Compare runs within this experiment only.\n\n"
+        f"Read `{primary_metric(config)}` by round, then `test/` once, beside `control/`: a method that does "
+        "not beat `control/popularity` has learnt nothing personal. `comm/` is in MB, `time/` in seconds, "
+        "`fed/` counts clients. To see means over seeds, group the charts by the param `name`."
+    )
+
+
+def digest(fingerprint: str) -> str:
+    """At most 36 characters, which is what MLflow keeps."""
+    return (fingerprint or "unknown")[:MAX_DIGEST]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,198 @@
+"""What a tracker is, and the two that need no library: none at all and one JSON file a run.
+
+A tracker sees settings, the name and size of the data, and one `RoundReport` a round; never an interaction.
+"""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+from fedray.config import RunConfig, TrackingConfig, flatten
+from fedray.errors import TrackingError
+from fedray.types import RoundReport
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+JSONL_FOLDER = ".fedray/runs"
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known before the first round.
+
+    dataset: `name` and `fingerprint`, and sizes such as `users`, `items`, `interactions`.
+    parent_id: of the family (`Tracker.start_family`) this run is a seed of.
+    plan: the resource plan as text.
+    """
+
+    config: RunConfig
+    method: str
+    dataset: Mapping[str, Any]
+    extra_tags: Mapping[str, str] = field(default_factory=dict)
+    parent_id: str | None = None
+    plan: str = ""
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended.
+
+    metrics: named as they are to appear (`test/ndcg_at_10`, `control/popularity/ndcg_at_10`); logged once,
+    at the last round. texts: file name -> content, for small reports such as `table.md`.
+    """
+
+    status: Status
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+class Tracker(Protocol):
+    """Where a run is recorded. One run at a time; `start` may follow `finish`."""
+
+    def start(self, start: RunStart) -> str:
+        """Open a run; its id. `TrackingError` if the store refuses or does not answer."""
+        ...
+
+    def log_round(self, report: RoundReport) -> None:
+        """Record one round. Returns at once: never waits for a network or a database."""
+        ...
+
+    def finish(self, end: RunEnd) -> None:
+        """Close the run. May wait for the store a bounded time, and never raises because it is away."""
+        ...
+
+    def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
+        """Open the parent of several seeds' runs; its id, for `RunStart.parent_id`."""
+        ...
+
+    def finish_family(self, family_id: str, metrics: Mapping[str, float], table: str) -> None:
+        """Close a parent; `metrics` are named `mean/test/ndcg_at_10`, `std/test/ndcg_at_10`."""
+        ...
+
+    def where(self) -> str:
+        """Where the last run is and how to look at it, for the end of a run."""
+        ...
+
+
+def make_tracker(config: TrackingConfig) -> Tracker:
+    """The tracker `config.backend` names. MLflow is imported here and not before: it takes 1.4 s."""
+    if config.backend == "none":
+        return NullTracker()
+    if config.backend == "jsonl":
+        # The default uri is MLflow's; a user who only changed the backend wants the default folder.
+        return JsonlTracker(Path(JSONL_FOLDER if "://" in config.uri else config.uri))
+    from fedray.tracking.mlflow import MlflowTracker
+
+    return MlflowTracker(config.uri, config.experiment, config.run_name, Path(config.spool))
+
+
+class NullTracker:
+    """Records nothing."""
+
+    def start(self, start: RunStart) -> str:
+        """An id all the same: checkpoints and summaries carry one."""
+        return uuid.uuid4().hex
+
+    def log_round(self, report: RoundReport) -> None:
+        """Nothing."""
+
+    def finish(self, end: RunEnd) -> None:
+        """Nothing."""
+
+    def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
+        """An id."""
+        return uuid.uuid4().hex
+
+    def finish_family(self, family_id: str, metrics: Mapping[str, float], table: str) -> None:
+        """Nothing."""
+
+    def where(self) -> str:
+        """That there is nothing."""
+        return "not tracked (tracking.backend=none)"
+
+
+class JsonlTracker:
+    """`<folder>/<run id>.jsonl`: one JSON object a line, `event` being start, round or end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._file: IO[str] | None = None
+        self._last: Path | None = None
+
+    def start(self, start: RunStart) -> str:
+        """Make the file and write the start line; `TrackingError` if that cannot be done."""
+        run_id = uuid.uuid4().hex
+        self._last = self._folder / f"{run_id}.jsonl"
+        self._file = _new_file(self._last)
+        self._write(
+            event="start",
+            run_id=run_id,
+            parent_id=start.parent_id,
+            method=start.method,
+            dataset=dict(start.dataset),
+            tags=dict(start.extra_tags),
+            params=flatten(start.config),
+            plan=start.plan,
+        )
+        return run_id
+
+    def log_round(self, report: RoundReport) -> None:
+        """One line."""
+        self._write(event="round", **{k: _plain(v) for k, v in vars(report).items()})
+
+    def finish(self, end: RunEnd) -> None:
+        """The end line, on disk when this returns."""
+        self._write(event="end", **{k: _plain(v) for k, v in vars(end).items()})
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
+        """A file of its own with one family line."""
+        family_id = uuid.uuid4().hex
+        body = {"event": "family", "run_id": family_id, "seeds": list(seeds), "dataset": dict(dataset)}
+        with _new_file(self._folder / f"{family_id}.jsonl") as file:
+            file.write(_line({**body, "params": flatten(config)}))
+        return family_id
+
+    def finish_family(self, family_id: str, metrics: Mapping[str, float], table: str) -> None:
+        """One more line in the family's file."""
+        with (self._folder / f"{family_id}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_line({"event": "end", "metrics": _plain(metrics), "table": table}))
+
+    def where(self) -> str:
+        """The file."""
+        return f"run recorded in {self._last or self._folder}"
+
+    def _write(self, **fields: Any) -> None:
+        if self._file is None:
+            raise TrackingError("no run is open", "start() before log_round() and finish()")
+        self._file.write(_line(fields))
+        self._file.flush()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, default=str) + "\n"
+
+
+def _new_file(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("x", encoding="utf-8")
+    except OSError as error:
+        raise TrackingError(
+            f"cannot write there: {error.strerror}", "a folder", "Set tracking.uri.", str(path)
+        ) from error
