@@ -2,14 +2,13 @@
 memory, 130 interrupted."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, Terminated
 
 app = typer.Typer(
     name="fedray",
@@ -113,16 +112,14 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def guarded(run: Callable[[], Any]) -> int:
-    """Run, and turn fedray's errors and signals into one line and an exit code."""
-    from fedray.job import Terminated
-
+def run(args: list[str] | None = None) -> int:
+    """The command line as a function: runs it, says in one line what went wrong, returns the exit code."""
     try:
-        run()
+        app(args, standalone_mode=True)
     except FedrayError as error:
         typer.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
         return error.exit_code
-    except (KeyboardInterrupt, Terminated):
+    except Terminated:
         typer.secho("interrupted: actors stopped, run closed", err=True)
         return 130
     return 0
@@ -130,7 +127,7 @@ def guarded(run: Callable[[], Any]) -> int:
 
 def main() -> None:
     """The console script."""
-    sys.exit(guarded(lambda: app(standalone_mode=True)))
+    sys.exit(run())
 
 
 if __name__ == "__main__":

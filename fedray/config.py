@@ -34,7 +34,9 @@ from fedray.errors import (
 class Closed(BaseModel):
     """A frozen part of the configuration that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=(), validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, protected_namespaces=(), validate_default=True, allow_inf_nan=False
+    )
 
 
 def names_in(package: str) -> list[str]:
@@ -103,7 +105,7 @@ class DataConfig(Closed):
     )
     min_user_interactions: int = Field(0, ge=0, description="iterative k-core: least per user; 0 = off")
     min_item_interactions: int = Field(0, ge=0, description="iterative k-core: least per item; 0 = off")
-    seed: int = Field(0, ge=0, description="of random splits, item id permutation and sampled candidates")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of random splits, item id permutation and sampled candidates")
 
 
 class BackboneConfig(Closed):
@@ -131,14 +133,16 @@ class TrainConfig(Closed):
     path: Literal["auto", "compiled", "vmap"] = Field(
         "auto", description="auto: the compiled kernel where the method has one, else the vmapped loss"
     )
-    block_width: int = Field(64, ge=2, description="clients stacked in one vmapped block; part of the bits")
+    block_width: int = Field(
+        64, ge=32, multiple_of=32, description="clients stacked in one vmapped block; whole vector registers only"
+    )
 
 
 class EvaluationConfig(Closed):
     """Protocol, metrics and controls."""
 
     protocol: str = "clean"
-    k: tuple[int, ...] = Field((5, 10, 20, 50), min_length=1)
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20, 50), min_length=1)
     every: int = Field(1, ge=1, description="validate every so many rounds")
     test: Literal["selected", "every_round", "protocol"] = Field(
         "protocol", description="when the test set is scored; protocol: as the protocol says"
@@ -184,7 +188,7 @@ class RunConfig(Closed):
     """One run. `fingerprint` covers what can change its numbers."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     data: Data = Field(default_factory=lambda: {"source": "synthetic"})  # type: ignore[assignment]
     backbone: Backbone = Field(default_factory=lambda: {"name": "fcf"})  # type: ignore[assignment]
     plugins: Plugins = Field(default_factory=dict, description="applied to the backbone in this order")
@@ -196,6 +200,7 @@ class RunConfig(Closed):
     def fingerprint(self) -> str:
         """12 hex digits over everything but `name`, `runtime` and `tracking`."""
         body = self.model_dump(mode="json", exclude={"name", "runtime", "tracking"})
+        body["plugins"] = list(body["plugins"].items())  # their order counts, and sort_keys would lose it
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
     def method_name(self) -> str:

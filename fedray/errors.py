@@ -179,3 +179,7 @@ class ActorLostError(ResourceError):
 
 class TrackingError(FedrayError):
     """The tracking store refused a request for good."""
+
+
+class Terminated(BaseException):
+    """SIGINT or SIGTERM during a run, raised in the main thread so that the run is closed. Not an error."""

@@ -19,7 +19,7 @@ from fedray.config import RunConfig
 from fedray.data.dataset import client_data, describe, load
 from fedray.data.negatives import candidates
 from fedray.data.protocols import Protocol, protocol
-from fedray.errors import FedrayError, UnsupportedError
+from fedray.errors import FedrayError, Terminated, UnsupportedError
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
 from fedray.evaluation.table import end_markdown, end_table
 from fedray.federated import rounds
@@ -77,10 +77,6 @@ class Result:
         }
 
 
-class Terminated(BaseException):
-    """SIGTERM, raised in the main thread so that a stop ends like Ctrl-C: cleanly."""
-
-
 def prepare(config: RunConfig) -> Prepared:
     """Data read, checked and split; the method made. Raises `ConfigError` and `DataError`."""
     rules = protocol(config.evaluation.protocol)
@@ -113,8 +109,8 @@ def train(
     job = job or prepare(config)
     namespace = f"fedray-{config.name}-s{config.seed}"
     with ExitStack() as stack:
-        stack.enter_context(_sigterm_raises())
         there = stack.enter_context(_resources(config, namespace))
+        stack.enter_context(_signals_raise())  # after ray.init, which sets a SIGTERM handler of its own
         plan = planning.make_plan(config, job.method, job.data, there)
         planning.check(plan, config, _memory(config, there))
         tracker = make_tracker(config.tracking)
@@ -327,19 +323,22 @@ def family_table(summary: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM become `Terminated`, so that the run is closed whichever it was."""
+
     def stop(signum: int, frame: Any) -> None:
         raise Terminated
 
     try:
-        old = signal.signal(signal.SIGTERM, stop)
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: nobody sends it signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def write_summary(file: Path, summary: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def keys(seed: int, stream: str, round_: int, clients: Int[np.ndarray, " clients
     """`key` for many clients at once."""
     if stream not in STREAMS:
         raise KeyError(f"no random stream {stream!r}; the streams are {', '.join(STREAMS)}")
-    base = _chain(np.uint64(zlib.crc32(stream.encode())), np.array([seed, round_]))
+    base = np.uint64(_chain(np.uint64(zlib.crc32(stream.encode())), np.array([seed, round_])))
     return _keys(base, np.asarray(clients, dtype=np.int64))
 
 
@@ -82,7 +82,7 @@ def _chain(start: np.uint64, parts: np.ndarray) -> np.uint64:
     return z
 
 
-@numba.njit(numba.uint64[:](numba.uint64, numba.int64[:]), cache=True)
+@numba.njit(cache=True)
 def _keys(base: np.uint64, clients: np.ndarray) -> np.ndarray:
     out = np.empty(len(clients), np.uint64)
     for i in range(len(clients)):

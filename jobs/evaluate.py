@@ -2,7 +2,7 @@
 
 import sys
 
-from fedray.cli import app, guarded
+from fedray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: app(["evaluate", *sys.argv[1:]], standalone_mode=True)))
+    sys.exit(run(["evaluate", *sys.argv[1:]]))

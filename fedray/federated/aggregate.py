@@ -123,8 +123,8 @@ def sum_rows(
     if peak < 0:
         raise _diverged(name, trained)
     sums = RowSum(n_rows, None, out.reshape(n_rows, *trained.shape[1:]))
-    factor = int(fixed_point.quantise(weight * decay).sum())
-    scalars = {f"weight/{name}": int(fixed_point.quantise(weight).sum()), f"decay/{name}": factor}
+    factor = sum(fixed_point.quantise(weight * decay).tolist())
+    scalars = {f"weight/{name}": sum(fixed_point.quantise(weight).tolist()), f"decay/{name}": factor}
     return Aggregate({name: sums}, {}, scalars, {name: fixed_point.check(int(peak))})
 
 
@@ -132,14 +132,14 @@ def sum_dense(name: str, base: np.ndarray, trained: np.ndarray, weight: np.ndarr
     """The dense uploads of C clients: base [...], trained [C, ...]."""
     wide = weight.reshape(-1, *[1] * (trained.ndim - 1)).astype(np.float64)
     grid = fixed_point.quantise((trained.astype(np.float64) - base.astype(np.float64)) * wide)
-    peak = int(np.abs(grid).reshape(len(grid), -1).max(axis=1, initial=0).sum()) if grid.size else 0
-    scalars = {f"weight/{name}": int(fixed_point.quantise(weight).sum())}
+    peak = sum(np.abs(grid).reshape(len(grid), -1).max(axis=1, initial=0).tolist()) if grid.size else 0
+    scalars = {f"weight/{name}": sum(fixed_point.quantise(weight).tolist())}
     return Aggregate({}, {name: grid.sum(axis=0)}, scalars, {name: fixed_point.check(peak)})
 
 
 def sum_scalars(values: Mapping[str, np.ndarray]) -> Aggregate:
-    """One number per client and name, summed."""
-    return Aggregate({}, {}, {k: int(fixed_point.quantise(v).sum()) for k, v in values.items()}, {})
+    """One number per client and name, summed as Python integers, which cannot overflow."""
+    return Aggregate({}, {}, {k: sum(fixed_point.quantise(v).tolist()) for k, v in values.items()}, {})
 
 
 def _diverged(name: str, trained: np.ndarray) -> AggregateOverflowError:

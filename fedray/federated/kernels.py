@@ -171,7 +171,7 @@ def add_row_deltas(
     """out[rows] += round(weight_c (trained - decay_c base) scale), as int64: exact in any order.
 
     out [M, d] int64; base [R, d] (what the client started from), trained [R, d]. Returns the sum over
-    clients of the largest |grid number|, or -1 where a value is not finite or reaches `limit`.
+    clients of the largest |grid number|, or -1 where a value is not finite, or it or that sum reaches `limit`.
     """
     peak = 0
     for c in range(len(row_ptr) - 1):
@@ -187,6 +187,8 @@ def add_row_deltas(
                 largest = max(largest, size)
                 target[j] += np.int64(x)
         peak += int(largest)
+        if not peak < limit:
+            return -1
     return peak
 
 

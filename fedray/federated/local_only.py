@@ -10,7 +10,6 @@ from functools import reduce
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch.func import vmap
 
 from fedray.evaluation.metrics import MetricSums
 from fedray.federated.clients import ClientHost, measure, samples_of
@@ -35,7 +34,9 @@ def _block(host: ClientHost, who: Int[np.ndarray, " k"], rounds: int) -> dict[st
     own |= host.method.init_clients(host.config.seed, host.data.client[who])
     for round_ in range(rounds):
         own = _train_alone(host, who, own, round_)
-    scores = vmap(host.method.score)({k: torch.from_numpy(v) for k, v in own.items()}).numpy()
+    tables = {k: torch.from_numpy(v) for k, v in own.items()}
+    # one client at a time: a batched product would depend on how many clients this host has
+    scores = torch.stack([host.method.score({k: v[i] for k, v in tables.items()}) for i in range(len(who))]).numpy()
     return {split: measure(host, who, scores, split) for split in SPLITS}
 
 

@@ -61,7 +61,7 @@ def _score_block(
         own, tuned = store.private, store.tuned
         overlay_linear(out, who, tuned.ptr, tuned.rows, tuned.values[table], own[weight], own[bias])
     else:
-        _overlay(method, store.private, store.tuned, who, out, device)
+        _overlay(method, store, shared, who, out)
     return out
 
 
@@ -91,31 +91,28 @@ def _vmapped(method: Method, private: Params, shared: Params, factors: Params) -
     return torch.stack([one(own, factor) for own, factor in rows])
 
 
-def _overlay(method: Method, private: Arrays, tuned: TunedRows, who: np.ndarray, out: np.ndarray, device: str) -> None:
+def _overlay(method: Method, store: ClientStore, shared: Params, who: np.ndarray, out: np.ndarray) -> None:
     """Write the scores of the clients' own tuned rows over those of the base table, by padded size."""
-    sizes = tuned.ptr[who + 1] - tuned.ptr[who]
+    assert store.tuned is not None
+    sizes = store.tuned.ptr[who + 1] - store.tuned.ptr[who]
     buckets = np.array([bucket(n) if n else 0 for n in sizes])
     for size in np.unique(buckets[buckets > 0]):
         local = np.flatnonzero(buckets == size)
-        _overlay_bucket(method, private, tuned, who[local], local, int(size), out, device)
+        scores, rows, columns = _own_scores(method, store.private, store.tuned, shared, who[local], int(size))
+        out[local[rows], columns] = scores
 
 
-def _overlay_bucket(
-    method: Method,
-    private: Arrays,
-    tuned: TunedRows,
-    clients: np.ndarray,
-    local: np.ndarray,
-    size: int,
-    out: np.ndarray,
-    device: str,
-) -> None:
+def _own_scores(
+    method: Method, private: Arrays, tuned: TunedRows, shared: Params, clients: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of the tuned rows of clients with at most `size` of them: (score, position in `clients`, item)."""
     first, column = tuned.ptr[clients][:, None], np.arange(size)
     inside = column < (tuned.ptr[clients + 1] - tuned.ptr[clients])[:, None]
     flat = np.where(inside, first + column, first)
     fill = np.concatenate([np.arange(len(clients)), np.zeros(WIDTH - len(clients), np.int64)])
+    device = next(iter(shared.values())).device
     own = {k: torch.from_numpy(private[k][clients[fill]]).to(device) for k in method.private}
     own |= {k: torch.from_numpy(v[flat[fill]]).to(device) for k, v in tuned.values.items()}
-    scores = vmap(method.score)(own)[: len(clients)].cpu().numpy()
+    scores = vmap(lambda mine: method.score({**shared, **mine}))(own)[: len(clients)].cpu().numpy()
     rows, columns = np.nonzero(inside)
-    out[local[rows], tuned.rows[flat[rows, columns]]] = scores[rows, columns]
+    return scores[rows, columns], rows, tuned.rows[flat[rows, columns]]

@@ -1,7 +1,6 @@
 """Connect to Ray or start it, place a run's actors, and leave nothing behind."""
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,8 +118,8 @@ def _await(actors: list[Any], plan: Plan, timeout_s: float) -> None:
     """All actors ready, or an error that says what was asked and what there is."""
     refs = [a.ready.remote() for a in actors]
     # a literal federation of hundreds starts about one actor a second
-    deadline = time.monotonic() + max(timeout_s, 3.0 * len(actors))
-    ready, waiting = ray.wait(refs, num_returns=len(refs), timeout=deadline - time.monotonic())
+    timeout_s = max(timeout_s, 3.0 * len(actors))
+    ready, waiting = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
     for ref in ready:
         get(ref)
     if waiting:

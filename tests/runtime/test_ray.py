@@ -1,0 +1,131 @@
+"""The Ray shell gives the serial executor's bits, keeps clients where they are, and leaves nothing behind."""
+
+import numpy as np
+import pytest
+
+from fedray.errors import ActorLostError, NonFiniteLossError, PlacementError
+from fedray.federated import rounds
+from fedray.methods import build
+from fedray.runtime import session
+from fedray.runtime.executor import RayExecutor, get
+from fedray.runtime.plan import make_plan
+from tests.helpers import FCF, PFEDREC, run, tiny_config, tiny_data
+
+pytestmark = pytest.mark.ray
+DATA = tiny_data(clients=23)
+
+
+def crew_of(config, data=DATA):
+    plan = make_plan(config, build(config, data.n_items), data, session.resources())
+    return session.crew(config, plan, data)
+
+
+def ray_run(config, data=DATA):
+    """Reports and outcome of a run through the driver actor."""
+    with crew_of(config, data) as crew:
+        reports, last = [], False
+        while not last:
+            report, last = get(crew.driver.step.remote())
+            reports.append(report)
+        return reports, get(crew.driver.finish.remote())
+
+
+def numbers(reports, outcome):
+    return [(r.metrics, r.bytes_up, r.bytes_down, r.clients_ok) for r in reports], outcome.test, outcome.validation
+
+
+@pytest.mark.parametrize("runtime", [{"actors": 1}, {"actors": 2}, {"actors": 5}, {"clients_per_actor": 7}])
+@pytest.mark.parametrize("method", [PFEDREC, FCF], ids=["pfedrec", "fcf"])
+def test_ray_equals_serial_for_any_packing(ray_cluster, method, runtime):
+    train = {"clients_per_round": 0.7}
+    _, reports, outcome, _ = run(tiny_config(method, train), DATA)
+    config = tiny_config(method, train, runtime=runtime)
+    assert numbers(*ray_run(config)) == numbers(reports, outcome)
+
+
+def test_literal_mode_is_one_live_actor_per_client(ray_cluster):
+    from ray.util.state import list_actors
+
+    data = DATA.take(np.arange(8))
+    config = tiny_config(PFEDREC, runtime={"clients_per_actor": 1})
+    with crew_of(config, data) as crew:
+        held = [get(a.ready.remote())["clients"] for a in crew.clients]
+        alive = list_actors(filters=[("class_name", "=", "ClientActor"), ("state", "=", "ALIVE")])
+        assert held == [1] * 8 and len(alive) == 8 and len({a.pid for a in alive}) == 8
+        report, _ = get(crew.driver.step.remote())
+    _, serial, _, _ = run(config, data)
+    assert report.metrics == serial[0].metrics
+
+
+def test_no_actor_stays_behind_and_resources_come_back(ray_cluster):
+    from ray.util.state import list_actors
+
+    with pytest.raises(KeyboardInterrupt), crew_of(tiny_config(runtime={"actors": 2})):
+        raise KeyboardInterrupt
+    wait_until(lambda: not list_actors(filters=[("state", "=", "ALIVE")]))
+    wait_until(lambda: ray_cluster.available_resources().get("CPU") == ray_cluster.cluster_resources()["CPU"])
+
+
+def wait_until(fact, seconds=15):
+    import time
+
+    end = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < end, "still not so after the wait"
+        time.sleep(0.2)
+
+
+def test_one_put_and_one_call_per_actor_a_round(ray_cluster, monkeypatch):
+    """The state that is evaluated is the state trained from next: one put covers both."""
+    import ray
+
+    config = tiny_config(FCF, runtime={"actors": 2})
+    puts = []
+    with crew_of(config) as crew:
+        executor = RayExecutor(crew.clients, DATA.client)
+        real = ray.put
+        monkeypatch.setattr(ray, "put", lambda value: puts.append(1) or real(value))
+        state = rounds.start(config, build(config, DATA.n_items))
+        for _ in range(3):
+            state, _ = rounds.step(state, executor)
+    assert len(puts) == 4  # the start and the state after each of three rounds
+
+
+def test_an_error_on_purpose_inside_an_actor_comes_back_as_itself(ray_cluster):
+    method = {"backbone": {"name": "fcf", "dim": 8, "lr": 1e30}}
+    with crew_of(tiny_config(method)) as crew, pytest.raises(NonFiniteLossError, match="clients"):
+        while True:
+            get(crew.driver.step.remote())
+
+
+def test_a_killed_actor_is_a_named_error(ray_cluster):
+    import os
+    import signal
+
+    with crew_of(tiny_config(runtime={"actors": 2})) as crew:
+        os.kill(get(crew.clients[0].ready.remote())["pid"], signal.SIGKILL)
+        with pytest.raises(ActorLostError, match="died"):
+            get(crew.driver.step.remote())
+
+
+def test_actors_that_cannot_be_placed_say_what_was_asked_and_what_there_is(ray_cluster):
+    config = tiny_config(runtime={"actors": 2, "start_timeout_s": 0.1})
+    from dataclasses import replace
+
+    plan = make_plan(config, build(config, DATA.n_items), DATA, session.resources())
+    greedy = replace(plan, cpus_per_actor=64.0)
+    with pytest.raises(PlacementError, match="64 CPU"), session.crew(config, greedy, DATA):
+        pass
+
+
+def test_what_leaves_an_actor_has_no_client_axis(ray_cluster):
+    """A partial sum: its size does not grow with the clients it holds."""
+    from fedray.federated.cohort import EVERYONE
+
+    config = tiny_config(FCF, runtime={"actors": 1})
+    params = build(config, DATA.n_items).init_server(0)
+    with crew_of(config) as crew:
+        total = get(crew.clients[0].train.remote(params, 0, EVERYONE)).total
+    assert set(total.rows) == {"item_embedding"} and not total.dense
+    assert total.rows["item_embedding"].values.shape == (DATA.n_items, 8)
+    assert all(isinstance(v, int) for v in total.scalars.values())
