@@ -156,8 +156,9 @@ def _orders(keys: np.ndarray, sample_ptr: np.ndarray, epochs: int) -> np.ndarray
 
 
 def bucket(n: int) -> int:
-    """The padded size for n: the next power of two, at least 8."""
-    return max(8, 1 << (int(n) - 1).bit_length())
+    """The padded size for n: the next of 8, 12, 16, 24, 32, 48, ..."""
+    power = max(8, 1 << (int(n) - 1).bit_length())
+    return power * 3 // 4 if power > 8 and n <= power * 3 // 4 else power
 
 
 def stack(samples: RoundSamples, batch_size: int, width: int, extra: int = 0) -> Iterator[ClientBlock]:

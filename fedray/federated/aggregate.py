@@ -105,19 +105,19 @@ def _add_arrays(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dic
 
 def sum_rows(
     name: str,
-    n_rows: int,
-    base: np.ndarray,
+    table: np.ndarray,
     trained: np.ndarray,
     rows: np.ndarray,
     row_ptr: np.ndarray,
     decay: np.ndarray,
     weight: np.ndarray,
 ) -> Aggregate:
-    """The row uploads of C clients for one table, summed; base and trained are [R, ...] flat over clients."""
+    """The row uploads of C clients for one table, summed: they all started from `table` [M, ...], trained is
+    [R, ...] flat over clients."""
+    n_rows = len(table)
     out = np.zeros((n_rows, int(np.prod(trained.shape[1:], dtype=np.int64))), np.int64)
-    flat = (len(trained), out.shape[1])
     peak = add_row_deltas(
-        out, base.reshape(flat), rows, trained.reshape(flat), row_ptr, decay,
+        out, table.reshape(out.shape), rows, trained.reshape(len(trained), out.shape[1]), row_ptr, decay,
         weight.astype(np.float64), fixed_point.SCALE, float(fixed_point.LIMIT),
     )  # fmt: skip
     if peak < 0:

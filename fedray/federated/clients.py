@@ -79,12 +79,11 @@ def train(host: ClientHost, broadcast: Broadcast, limit: np.uint64) -> tuple[Cli
         return host, TrainReport(ZERO, 0, 0, seconds)
     with timed(seconds, "samples"):
         samples = samples_of(host, who, broadcast.round)
-    with timed(seconds, "gather"):
-        start = start_of(host, who, broadcast, samples)
     with timed(seconds, "train"):
+        start = start_of(host, who, broadcast, samples)
         result = train_clients(host.method, host.config.train, broadcast.round, start, samples, host.device)
     with timed(seconds, "aggregate"):
-        total = sum_uploads(host.method, broadcast, start, samples, result)
+        total = sum_uploads(host.method, broadcast, samples, result)
     with timed(seconds, "store"):
         store = keep(host, who, broadcast, samples, result)
     report = TrainReport(total.compact(), len(who), upload_bytes(host.method, samples, result), seconds)
@@ -110,28 +109,18 @@ def start_of(host: ClientHost, who: Int[np.ndarray, " k"], broadcast: Broadcast,
     """The broadcast's rows that each client touches, and its own private parameters."""
     method = host.method
     return LocalStart(
-        {k: broadcast.params[k].take(samples.rows, axis=0) for k in method.shared_rows},
+        {k: broadcast.params[k] for k in method.shared_rows},
+        samples.rows,
         {k: np.broadcast_to(v := broadcast.params[k], (len(who), *v.shape)) for k in method.shared_dense},
         {k: host.store.private[k][who] for k in method.private},
     )
 
 
-def sum_uploads(
-    method: Method, broadcast: Broadcast, start: LocalStart, samples: RoundSamples, result: LocalResult
-) -> Aggregate:
+def sum_uploads(method: Method, broadcast: Broadcast, samples: RoundSamples, result: LocalResult) -> Aggregate:
     """All uploads of the clients as one exact sum: declared tables, weights and losses, nothing private."""
     weight = method.weight(samples.n_samples())
     parts = [
-        sum_rows(
-            k,
-            len(broadcast.params[k]),
-            start.rows[k],
-            result.rows[k],
-            samples.rows,
-            samples.row_ptr,
-            result.decay[k],
-            weight,
-        )  # fmt: skip
+        sum_rows(k, broadcast.params[k], result.rows[k], samples.rows, samples.row_ptr, result.decay[k], weight)
         for k in method.shared_rows
     ]
     parts += [sum_dense(k, broadcast.params[k], result.dense[k], weight) for k in method.shared_dense]

@@ -43,9 +43,10 @@ def _block(host: ClientHost, who: Int[np.ndarray, " k"], rounds: int) -> dict[st
 def _train_alone(host: ClientHost, who: Int[np.ndarray, " k"], own: Arrays, round_: int) -> Arrays:
     method = host.method
     samples = samples_of(host, who, round_)
-    at = (np.repeat(np.arange(len(who)), samples.n_rows()), samples.rows)
+    index = np.repeat(np.arange(len(who)), samples.n_rows()) * host.data.n_items + samples.rows
     start = LocalStart(
-        {k: own[k][at] for k in method.shared_rows},
+        {k: _flat(own[k]) for k in method.shared_rows},
+        index,
         {k: own[k] for k in method.shared_dense},
         {k: own[k] for k in method.private},
     )
@@ -55,5 +56,10 @@ def _train_alone(host: ClientHost, who: Int[np.ndarray, " k"], own: Arrays, roun
         factor = result.decay[k].astype(np.float32)
         if np.any(factor != 1.0):
             new[k] = own[k] * factor.reshape(-1, *[1] * (own[k].ndim - 1))
-        new[k][at] = result.rows[k]
+        _flat(new[k])[index] = result.rows[k]
     return new
+
+
+def _flat(tables: np.ndarray) -> np.ndarray:
+    """[C, M, ...] seen as [C M, ...]."""
+    return tables.reshape(-1, *tables.shape[2:])

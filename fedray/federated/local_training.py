@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch.func import grad_and_value, vmap
 
 from fedray.config import TrainConfig
@@ -23,10 +23,11 @@ from fedray.types import Arrays, Params
 
 @dataclass(frozen=True)
 class LocalStart:
-    """Where C clients start: `rows[name]` [R, ...] flat over clients, `dense[name]` and `private[name]` [C, ...]
-    (dense ones are usually one array seen C times)."""
+    """Where C clients start. Their touched rows, flat over clients, are `tables[name][index]` [R, ...]; `dense[name]`
+    and `private[name]` are [C, ...] (dense ones are usually one array seen C times)."""
 
-    rows: Arrays
+    tables: Arrays
+    index: Int[np.ndarray, " R"]
     dense: Arrays
     private: Arrays
 
@@ -35,7 +36,7 @@ class LocalStart:
 class LocalResult:
     """What C clients have after local training.
 
-    rows, private as in `LocalStart`; decay[name] [C]: the factor by
+    rows[name] [R, ...]; private and dense as in `LocalStart`; decay[name] [C]: the factor by
     which rows the client did not touch shrank. loss [C]: mean over the client's samples, before each step.
     """
 
@@ -113,10 +114,11 @@ def _train_compiled(
 ) -> LocalResult:
     assert method.linear_head is not None
     table, weight, bias = method.linear_head
-    rows, w, b = start.rows[table].copy(), start.private[weight].copy(), start.private[bias].copy()
+    base, w, b = start.tables[table], start.private[weight].copy(), start.private[bias].copy()
+    rows = np.empty((len(start.index), base.shape[1]), np.float32)
     rates = np.array([[p.get(weight, -1.0), p.get(bias, -1.0), p.get(table, -1.0)] for p in phases])
     loss = train_linear(
-        rows, w, b, samples.row_ptr, samples.sample_ptr, samples.item, samples.label, samples.order,
+        base, start.index, rows, w, b, samples.row_ptr, samples.sample_ptr, samples.item, samples.label, samples.order,
         config.batch_size, rates.astype(np.float32), np.float32(config.weight_decay),
     )  # fmt: skip
     decay = _decay(method, config, phases, samples)
@@ -131,7 +133,7 @@ def _train_vmapped(
     samples: RoundSamples,
     device: str,
 ) -> LocalResult:
-    rows = {k: v.copy() for k, v in start.rows.items()}
+    rows = {k: v[start.index] for k, v in start.tables.items()}
     private = {k: v.copy() for k, v in start.private.items()}
     dense = {k: v.copy() for k, v in start.dense.items()}
     loss = np.zeros(len(samples.client), np.float32)
@@ -147,7 +149,7 @@ def gather(start: LocalStart, samples: RoundSamples, block: ClientBlock, device:
     slot = np.maximum(block.slot, 0)
     flat = samples.row_ptr[slot][:, None] + np.arange(block.rows.shape[1])
     flat = np.where(np.arange(block.rows.shape[1]) < block.n_rows[:, None], flat, samples.row_ptr[slot][:, None])
-    stacked = {k: v[flat] for k, v in start.rows.items()}
+    stacked = {k: v[start.index[flat]] for k, v in start.tables.items()}
     stacked |= {k: v[slot] for part in (start.private, start.dense) for k, v in part.items()}
     return {k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in stacked.items()}
 
@@ -188,7 +190,7 @@ def train_block(
     """
     item, label, mask = (torch.from_numpy(x).to(device) for x in (block.item, block.label, block.mask))
     check_optimizer(config)
-    adam = optimizers.adam_init(params) if config.optimizer == "adam" else None
+    adam = optimizers.adam_init() if config.optimizer == "adam" else None
     total, count = torch.zeros(len(item), device=device), mask.sum((1, 2)).clamp_min(1)
     for s in range(item.shape[1]):
         batch = Batch(item[:, s], label[:, s], mask[:, s])
@@ -197,9 +199,9 @@ def train_block(
             grads, value = _gradients(loss, params, batch, tuple(phase))
             total = total + value * size if i == 0 else total
             if adam is None:
-                params = optimizers.sgd(params, grads, dict(phase), size > 0, config.weight_decay)
+                params = optimizers.sgd(params, grads, dict(phase), config.weight_decay)
             else:
-                params, adam = optimizers.adam(params, grads, dict(phase), size > 0, adam)
+                params, adam = optimizers.adam(params, grads, dict(phase), adam)
     return params, total / count
 
 

@@ -28,8 +28,7 @@ class ClientActor:
     def __init__(self, config: RunConfig, data: ClientData, device: str, features: ItemFeatures | None = None) -> None:
         torch.set_num_threads(1)
         method = build(config, data.n_items, features)
-        # a copy of its own: what arrived is a read-only view that would stay in the node's object store
-        own = data.take(np.arange(len(data)))
+        own = data.take(np.arange(len(data)))  # a copy, for the reasons of `_own`
         self._host = clients.make_host(config, method, own, device)
 
     def ready(self) -> dict[str, Any]:
@@ -38,14 +37,14 @@ class ClientActor:
 
     def train(self, params: Arrays, round_: int, limit: np.uint64) -> TrainReport:
         """One round; see `clients.train`."""
-        self._host, report = clients.train(self._host, Broadcast(round_, params), limit)
+        self._host, report = clients.train(self._host, Broadcast(round_, _own(params)), limit)
         return report
 
     def evaluate(
         self, params: Arrays, round_: int, splits: tuple[Split, ...], which: str
     ) -> tuple[dict[str, MetricSums], Seconds]:
         """Metric sums; see `clients.evaluate`."""
-        return clients.evaluate(self._host, Broadcast(round_, params), splits, which)
+        return clients.evaluate(self._host, Broadcast(round_, _own(params)), splits, which)
 
     def keep_best(self) -> None:
         """Remember this round's state as the best."""
@@ -66,6 +65,11 @@ class ClientActor:
 
 Remote = ray.remote(ClientActor)
 """The actor class to place."""
+
+
+def _own(params: Arrays) -> Arrays:
+    """A copy: what arrived is a read-only view, and keeping it would keep it in the node's object store."""
+    return {k: v.copy() for k, v in params.items()}
 
 
 def _node() -> str:
