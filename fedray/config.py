@@ -134,7 +134,7 @@ class TrainConfig(Closed):
         "auto", description="auto: the compiled kernel where the method has one, else the vmapped loss"
     )
     block_width: int = Field(
-        64, ge=32, multiple_of=32, description="clients stacked in one vmapped block; whole vector registers only"
+        32, ge=32, multiple_of=32, description="clients stacked in one vmapped block; whole vector registers only"
     )
 
 

@@ -42,7 +42,7 @@ def check(peak: int) -> int:
 def overflow(size: float) -> AggregateOverflowError:
     """The error for a value or sum of the given size."""
     return AggregateOverflowError(
-        f"a sum over clients reached {size:.3g}",
+        f"a sum over clients could reach {size:.3g}",
         f"less than {LIMIT / SCALE:.3g} (fixed point, grid 2^-{BITS})",
         "The update has probably diverged: lower backbone.lr or the plug-ins' learning-rate scales.",
     )

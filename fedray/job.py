@@ -149,11 +149,18 @@ def _tracked(
             save_model(save, config, job.dataset.fingerprint, federation.save)
     result = conclude(job, run_id, outcome, control, reports, time.perf_counter() - begun)
     tracker.finish(run_end(result, job, "FINISHED"))
-    console.print(end_table(dict(outcome.test), {k: dict(v) for k, v in result.control.items()}))
+    console.print(
+        end_table(dict(outcome.test), {k: dict(v) for k, v in result.control.items()}, ks=shown(config, job.rules))
+    )
     for flag, text in result.flags.items():
         console.print(f"[yellow]{flag}: {text}[/yellow]")
     console.print(tracker.where())
     return Result(**{**vars(result), "where": tracker.where()})
+
+
+def shown(config: RunConfig, rules: Protocol) -> list[int]:
+    """The cut-offs worth a line on a terminal: the selecting one and the largest."""
+    return sorted({int(rules.select_on.rsplit("_", 1)[1]), max(config.evaluation.k)})
 
 
 def measured_controls(job: Prepared) -> Controls:

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from fedray.config import RunConfig
@@ -24,13 +24,12 @@ class Progress:
         self._last_line = 0.0
         self._best = float("nan")
         columns = (
-            TextColumn("round"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             TextColumn("{task.description}"),
+            TimeRemainingColumn(),
         )
-        timing = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, *timing, console=console, transient=True) if console.is_terminal else None
+        self._bar = Bar(*columns, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("starting", total=self._rounds) if self._bar else None
         reference = {name: found["valid"].get(self._metric) for name, found in control.items()}
         known = ", ".join(f"{k} {v:.4f}" for k, v in reference.items() if v is not None)
@@ -50,21 +49,20 @@ class Progress:
 
     def show(self, report: RoundReport) -> None:
         """One round more."""
-        text = self.line(report)
+        text = self._quality(report)
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=report.round, description=text)
             return
         now = time.monotonic()
         if now - self._last_line >= LOG_EVERY_S or report.round in (1, self._rounds):
             self._last_line = now
-            self._console.print(f"round {report.round}/{self._rounds}  {text}", soft_wrap=True, highlight=False)
+            cost = f"{report.clients_ok:,} clients  {report.seconds['round']:.2f} s"
+            self._console.print(f"round {report.round}/{self._rounds}  {text}  {cost}", soft_wrap=True, highlight=False)
 
-    def line(self, report: RoundReport) -> str:
-        """`loss 0.4120  ndcg_at_10 0.0810 (best 0.0822)  943 clients  0.10 s`."""
+    def _quality(self, report: RoundReport) -> str:
+        """`loss 0.4120  ndcg_at_10 0.0810 (best 0.0822)`: short enough for 80 columns with bar and time."""
         value = report.metrics.get(f"val/{self._metric}")
-        parts = [f"loss {report.metrics['train/loss']:.4f}"]
-        if value is not None:
-            self._best = value if not value <= self._best else self._best
-            parts.append(f"{self._metric} {value:.4f} (best {self._best:.4f})")
-        parts += [f"{report.clients_ok:,} clients", f"{report.seconds['round']:.2f} s"]
-        return "  ".join(parts)
+        if value is None:
+            return f"loss {report.metrics['train/loss']:.4f}"
+        self._best = value if not value <= self._best else self._best
+        return f"loss {report.metrics['train/loss']:.4f}  {self._metric} {value:.4f} (best {self._best:.4f})"

@@ -96,24 +96,27 @@ def _draw_items(
     negatives: int,
     sample_ptr: np.ndarray,
 ) -> np.ndarray:
-    out = np.empty(sample_ptr[-1], np.int32)
+    out, scratch = np.empty(sample_ptr[-1], np.int32), np.empty(n_items, np.int32)
     for c in range(len(keys)):
         lo, n_pos = sample_ptr[c], train_ptr[c + 1] - train_ptr[c]
         out[lo : lo + n_pos] = train[train_ptr[c] : train_ptr[c + 1]]
         part = out[lo + n_pos : sample_ptr[c + 1]]
-        fill_negatives(keys[c], spare, spare_ptr[c], spare_ptr[c + 1], n_items, max(negatives, 1), part)
+        fill_negatives(keys[c], spare, spare_ptr[c], spare_ptr[c + 1], n_items, max(negatives, 1), part, scratch)
     return out
 
 
 @numba.njit(cache=True)
 def _unique_rows(items: np.ndarray, sample_ptr: np.ndarray, n_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct items per client (ascending), and each sample's position among them."""
+    """Distinct items per client (ascending), and each sample's position among them.
+
+    A client that touches much of the catalogue finds its rows by a walk over it, one that touches little by a sort.
+    """
     n_clients = len(sample_ptr) - 1
     row_ptr = np.zeros(n_clients + 1, np.int64)
     rows = np.empty(len(items), np.int32)
     position = np.empty(len(items), np.int32)
     owner = np.full(n_items, -1, np.int32)
-    place = np.empty(n_items, np.int32)
+    place, found = np.empty(n_items, np.int32), np.empty(n_items + 1, np.int32)
     end = 0
     for c in range(n_clients):
         start = end
@@ -122,13 +125,26 @@ def _unique_rows(items: np.ndarray, sample_ptr: np.ndarray, n_items: int) -> tup
                 owner[items[s]] = c
                 rows[end] = items[s]
                 end += 1
-        rows[start:end].sort()
+        if 8 * (end - start) > n_items:
+            _walk(owner, c, found)
+            rows[start:end] = found[: end - start]
+        else:
+            rows[start:end].sort()
         for r in range(start, end):
             place[rows[r]] = r - start
         for s in range(sample_ptr[c], sample_ptr[c + 1]):
             position[s] = place[items[s]]
         row_ptr[c + 1] = end
     return row_ptr, rows[:end].copy(), position
+
+
+@numba.njit(cache=True, inline="always")
+def _walk(owner: np.ndarray, c: int, out: np.ndarray) -> None:
+    """The items that client c owns, ascending; without a branch, as half of them are."""
+    end = 0
+    for i in range(len(owner)):
+        out[end] = i
+        end += owner[i] == c
 
 
 @numba.njit(cache=True)

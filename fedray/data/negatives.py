@@ -27,16 +27,44 @@ def unknown_item(known: np.ndarray, lo: int, hi: int, j: int) -> int:
 
 
 @numba.njit(cache=True)
+def list_unknown(known: np.ndarray, lo: int, hi: int, n_items: int, out: np.ndarray) -> None:
+    """All item ids that are not in the ascending `known[lo:hi]`, ascending: out[j] = unknown_item(..., j)."""
+    end, item = 0, 0
+    for k in range(lo, hi):
+        for i in range(item, known[k]):
+            out[end] = i
+            end += 1
+        item = known[k] + 1
+    for i in range(item, n_items):
+        out[end] = i
+        end += 1
+
+
+@numba.njit(cache=True)
 def fill_negatives(
-    key: np.uint64, known: np.ndarray, lo: int, hi: int, n_items: int, group: int, out: np.ndarray
+    key: np.uint64,
+    known: np.ndarray,
+    lo: int,
+    hi: int,
+    n_items: int,
+    group: int,
+    out: np.ndarray,
+    scratch: np.ndarray,
 ) -> None:
-    """Fill `out` with unknown items, uniform; distinct within each run of `group` where there are enough."""
+    """Fill `out` with unknown items, uniform; distinct within each run of `group` where there are enough.
+
+    scratch [n_items]: a client with many draws lists its unknown items once, one with few bisects for each.
+    """
     pool = n_items - (hi - lo)
+    listed = 8 * len(out) > n_items
+    if listed:
+        list_unknown(known, lo, hi, n_items, scratch)
     counter = np.uint64(0)
     for i in range(len(out)):
         start = i - i % group
         while True:
-            item = unknown_item(known, lo, hi, seeding.below(key, counter, pool))
+            j = seeding.below(key, counter, pool)
+            item = scratch[j] if listed else unknown_item(known, lo, hi, j)
             counter += np.uint64(1)
             fresh = True
             for s in range(start, i):
@@ -76,9 +104,9 @@ def candidates(seed: int, data: ClientData) -> dict[str, Ragged]:
 def _candidates(
     keys: np.ndarray, known_ptr: np.ndarray, known: np.ndarray, n_items: int, ptr: np.ndarray
 ) -> np.ndarray:
-    out = np.empty(ptr[-1], np.int64)
+    out, scratch = np.empty(ptr[-1], np.int64), np.empty(n_items, np.int32)
     for c in range(len(keys)):
         n = ptr[c + 1] - ptr[c]
         part = out[ptr[c] : ptr[c + 1]]
-        fill_negatives(keys[c], known, known_ptr[c], known_ptr[c + 1], n_items, max(n, 1), part)
+        fill_negatives(keys[c], known, known_ptr[c], known_ptr[c + 1], n_items, max(n, 1), part, scratch)
     return out

@@ -121,7 +121,7 @@ def sum_rows(
         weight.astype(np.float64), fixed_point.SCALE, float(fixed_point.LIMIT),
     )  # fmt: skip
     if peak < 0:
-        raise _diverged(name, trained)
+        raise _diverged(trained, weight)
     sums = RowSum(n_rows, None, out.reshape(n_rows, *trained.shape[1:]))
     factor = sum(fixed_point.quantise(weight * decay).tolist())
     scalars = {f"weight/{name}": sum(fixed_point.quantise(weight).tolist()), f"decay/{name}": factor}
@@ -142,9 +142,9 @@ def sum_scalars(values: Mapping[str, np.ndarray]) -> Aggregate:
     return Aggregate({}, {}, {k: sum(fixed_point.quantise(v).tolist()) for k, v in values.items()}, {})
 
 
-def _diverged(name: str, trained: np.ndarray) -> AggregateOverflowError:
-    finite = np.abs(trained[np.isfinite(trained)])
-    return fixed_point.overflow(float(finite.max(initial=0.0)) if finite.size == trained.size else float("inf"))
+def _diverged(trained: np.ndarray, weight: np.ndarray) -> AggregateOverflowError:
+    """The bound that failed: every client's weight times the largest value of all."""
+    return fixed_point.overflow(float(np.abs(trained).max(initial=0.0)) * float(weight.sum()))
 
 
 def weighted_mean(state: ServerState, total: Aggregate) -> ServerState:

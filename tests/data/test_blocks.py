@@ -79,9 +79,13 @@ def test_zero_negatives_leave_the_positives():
     assert s.label.min() == 1
 
 
-@pytest.mark.parametrize(("n", "size"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (1000, 1024)])
-def test_padded_sizes_are_powers_of_two_from_eight(n, size):
+@pytest.mark.parametrize(("n", "size"), [(1, 8), (8, 8), (9, 12), (12, 12), (13, 16), (17, 24), (25, 32), (700, 768)])
+def test_padded_sizes_are_powers_of_two_and_their_three_quarters(n, size):
     assert bucket(n) == size
+
+
+def test_padding_adds_at_most_a_half():
+    assert all(n <= bucket(n) <= max(8, 1.5 * n) for n in range(1, 3000))
 
 
 def unpacked(samples, batch_size, width, extra=0):
@@ -130,5 +134,5 @@ def test_padding_depends_on_the_client_alone():
 def test_a_batch_larger_than_all_samples_is_one_small_step():
     one = clients([[0, 1]], [[]], [[]], 9)
     (block,) = stack(drawn(one, epochs=1), 256, 32)
-    assert block.item.shape == (32, 1, 16)
+    assert block.item.shape == (32, 1, bucket(10))
     assert block.mask.sum() == 10

@@ -65,7 +65,7 @@ def test_clean_negatives_may_hit_held_out_items_and_the_papers_never_do():
 def test_negatives_are_uniform_over_the_pool():
     known = np.array([0, 3, 4, 9, 19], dtype=np.int64)
     out = np.empty(60_000, np.int32)
-    fill_negatives(seeding.key(0, "negatives"), known, 0, 5, 20, 4, out)
+    fill_negatives(seeding.key(0, "negatives"), known, 0, 5, 20, 4, out, np.empty(20, np.int32))
     counts = np.bincount(out, minlength=20)
     assert counts[known].tolist() == [0] * 5
     pool = np.delete(counts, known)
@@ -75,7 +75,7 @@ def test_negatives_are_uniform_over_the_pool():
 def test_each_place_of_a_group_is_uniform_too():
     """Drawing without replacement must not favour anything by position."""
     out = np.empty(40_000, np.int32)
-    fill_negatives(seeding.key(1, "negatives"), np.zeros(0, np.int64), 0, 0, 5, 4, out)
+    fill_negatives(seeding.key(1, "negatives"), np.zeros(0, np.int64), 0, 0, 5, 4, out, np.empty(5, np.int32))
     for place in range(4):
         counts = np.bincount(out[place::4], minlength=5)
         assert ((counts - 2000) ** 2 / 2000).sum() < 4 + 5 * np.sqrt(8)
