@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedray.errors import (
     ConfigError,
@@ -37,6 +46,16 @@ class Closed(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=False, protected_namespaces=(), validate_default=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans_for_numbers(cls, raw: Any) -> Any:
+        """`rounds: true` would be 1."""
+        for name, value in raw.items() if isinstance(raw, Mapping) else ():
+            kind = cls.model_fields[name].annotation if name in cls.model_fields else bool
+            if isinstance(value, bool) and kind is not bool:
+                raise WrongTypeError(f"{name} is {str(value).lower()}", "a number or a word, not true or false")
+        return raw
 
 
 def names_in(package: str) -> list[str]:
@@ -124,6 +143,14 @@ class TrainConfig(Closed):
     clients_per_round: float = Field(
         1.0, gt=0, description="up to 1: the ratio of clients in a round; above: their number"
     )
+
+    @field_validator("clients_per_round")
+    @classmethod
+    def _ratio_or_number(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise OutOfRangeError(f"train.clients_per_round is {value}", "a ratio up to 1 or a whole number above")
+        return value
+
     local_epochs: int = Field(1, ge=1)
     batch_size: int = Field(256, ge=1, description="samples (positives and negatives) in a local step")
     negatives: int = Field(4, ge=0, description="drawn per positive, anew each round")

@@ -137,7 +137,8 @@ def _tracked(
 ) -> Result:
     config = job.config
     console.print(planning.render(plan, config))
-    control = measured_controls(job)
+    with console.status("controls: popularity, central EASE (kept for the next run on these data)"):
+        control = measured_controls(job)
     reports: list[RoundReport] = []
     with _federation(job, plan) as federation, Progress(console, config, control) as progress:
         for report in federation.rounds():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
+from fedray.errors import DataError
 from fedray.types import Arrays, flat_index
 
 NEVER = -1
@@ -27,7 +28,7 @@ class TunedRows:
     scale: Arrays
 
     def updated(self, who: Int[np.ndarray, " k"], new: "TunedRows") -> "TunedRows":
-        """The store with the clients `who` replaced by those of `new`, in order."""
+        """The store with the clients `who` (ascending) replaced by those of `new`, in order."""
         n = len(self.ptr) - 1
         if len(who) == n:
             return new
@@ -113,6 +114,9 @@ def to_arrays(store: ClientStore) -> Arrays:
 def from_files(parts: Sequence[Arrays], client: Int[np.ndarray, " clients"]) -> ClientStore:
     """The stores of several files as one, its clients in the order of `client`."""
     ids = np.concatenate([p["client"] for p in parts])
+    unknown = client[~np.isin(client, ids)]
+    if len(unknown):
+        raise DataError(f"no saved state of clients {unknown[:5].tolist()}", "the clients that were saved")
     place = np.argsort(ids, kind="stable")[np.searchsorted(np.sort(ids), client)]
     private = {k.removeprefix("private/"): _joined(parts, k)[place] for k in _under(parts[0], "private/")}
     bases: dict[int, Arrays] = {}

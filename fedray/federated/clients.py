@@ -134,10 +134,11 @@ def sum_uploads(method: Method, broadcast: Broadcast, samples: RoundSamples, res
 
 
 def upload_bytes(method: Method, samples: RoundSamples, result: LocalResult) -> int:
-    """What the clients of this host would send: row ids and float32 row deltas, dense deltas, decay factors."""
-    n_rows, n_clients = len(samples.rows), len(samples.client)
-    rows = sum(4 * n_rows + 4 * result.rows[k].size + 4 * n_clients for k in method.shared_rows)
-    return rows + sum(4 * result.dense[k].size for k in method.shared_dense)
+    """What the clients of this host would send, as 4-byte numbers: the ids of the rows they touched, row and dense
+    deltas, and under weight decay one factor per client and table."""
+    factors = sum(len(f) for f in result.decay.values() if np.any(f != 1.0))
+    rows = len(samples.rows) + sum(result.rows[k].size for k in method.shared_rows)
+    return 4 * (rows + factors + sum(result.dense[k].size for k in method.shared_dense))
 
 
 def keep(

@@ -4,6 +4,7 @@ The entrypoint owns every actor, asks for one round at a time and does the track
 the user's terminal, working directory and credentials, and it outlives a coordinator that dies.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedray.federated import rounds
 from fedray.federated.rounds import Outcome
 from fedray.methods import build
 from fedray.runtime.executor import RayExecutor
-from fedray.types import Arrays, ItemFeatures, RoundReport
+from fedray.types import Arrays, Broadcast, ItemFeatures, RoundReport
 
 
 class DriverActor:
@@ -48,10 +49,6 @@ class DriverActor:
 
     def overhead(self, rounds_: int) -> float:
         """Mean seconds of an empty round: one put, one call per actor."""
-        import time
-
-        from fedray.types import Broadcast
-
         begun = time.perf_counter()
         for r in range(rounds_):
             self._executor.nothing(Broadcast(-1 - r, dict(self._run.state.params)))

@@ -21,10 +21,14 @@ def of(samples, c):
     return rows, rows[samples.item[own]], samples.label[own], samples.order[:, own]
 
 
-def test_rows_are_ascending_unique_and_exactly_those_touched():
-    for c in range(len(DATA)):
-        rows, items, _, _ = of(drawn(), c)
+@pytest.mark.parametrize("n_items", [60, 500, 5000])
+def test_rows_are_ascending_unique_and_exactly_those_touched(n_items):
+    """Clients that touch much of the catalogue, and little of it: their rows are found in two ways."""
+    samples = drawn(tiny_data(clients=15, items=n_items))
+    for c in range(15):
+        rows, items, labels, _ = of(samples, c)
         assert rows.tolist() == sorted(set(items.tolist()))
+        assert not set(items[labels == 0].tolist()) & set(items[labels == 1].tolist())
 
 
 def test_positives_come_first_with_label_one_then_four_negatives_each():

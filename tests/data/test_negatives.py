@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedray import seeding
 from fedray.data.blocks import draw_samples
-from fedray.data.negatives import candidates, fill_negatives, known_items, spared, unknown_item
+from fedray.data.negatives import candidates, fill_negatives, known_items, list_unknown, spared, unknown_item
 from fedray.data.protocols import PROTOCOLS
 from fedray.types import ClientData, Ragged
 from tests.helpers import tiny_data
@@ -36,6 +36,18 @@ def test_unknown_items_are_the_set_difference_in_order(case):
     padded = np.array([7, *sorted(known), 3], dtype=np.int64)  # bounds matter: neighbours' items stand beside
     found = [unknown_item(padded, 1, 1 + len(known), j) for j in range(m - len(known))]
     assert found == sorted(set(range(m)) - known)
+    listed = np.empty(m, np.int32)
+    list_unknown(padded, 1, 1 + len(known), m, listed)
+    assert listed[: len(found)].tolist() == found
+
+
+def test_few_draws_are_the_first_of_many():
+    """A short request bisects for each draw, a long one lists the unknown items first."""
+    known = np.array([0, 3, 4, 50, 199], dtype=np.int64)
+    few, many = np.empty(16, np.int32), np.empty(4000, np.int32)
+    for out in (few, many):
+        fill_negatives(seeding.key(0, "negatives"), known, 0, 5, 200, 4, out, np.empty(200, np.int32))
+    np.testing.assert_array_equal(few, many[:16])
 
 
 @pytest.mark.parametrize("rules", [CLEAN, PFEDREC], ids=lambda p: p.name)

@@ -158,18 +158,21 @@ def test_local_only_is_reported_with_its_standard_error():
 
 
 def test_bytes_of_a_round_by_hand():
-    """M 5, d 8. Down: 2 clients x 5 x 8 floats. Up: 3 + 1 touched rows: an id and 8 floats each; a factor each."""
+    """M 5, d 8. Down: 2 clients x 5 x 8 floats. Up: 3 + 1 touched rows, an id and 8 floats each; with decay
+    one factor per client more."""
     data = clients([[0, 1, 4], [2]], [[], [0]], [[], [1]], 5)
     final, reports, outcome, _ = run(tiny_config(FCF, {"negatives": 0, "rounds": 2}), data)
-    down, up = 2 * 5 * 8 * 4, (3 + 1) * (4 + 8 * 4) + 2 * 4
+    down, up = 2 * 5 * 8 * 4, (3 + 1) * (4 + 8 * 4)
     assert [(r.bytes_down, r.bytes_up) for r in reports] == [(down, up)] * 2
+    decayed = run(tiny_config(FCF, {"negatives": 0, "rounds": 1, "weight_decay": 0.1}), data)[1]
+    assert decayed[0].bytes_up == up + 2 * 4
     assert final.total_bytes == (outcome.bytes_down, outcome.bytes_up) == (2 * down, 2 * up)
 
 
 def test_only_the_cohort_is_sent_anything():
     data = clients([[0], [1], [2], [3]], [[4]] * 4, [[0]] * 4, 5)
     _, reports, _, _ = run(tiny_config(FCF, {"negatives": 0, "clients_per_round": 0.5}), data)
-    assert [(r.clients_ok, r.bytes_down, r.bytes_up) for r in reports] == [(2, 2 * 160, 2 * 40)] * 3
+    assert [(r.clients_ok, r.bytes_down, r.bytes_up) for r in reports] == [(2, 2 * 160, 2 * 36)] * 3
 
 
 @pytest.mark.parametrize("name", METHODS)

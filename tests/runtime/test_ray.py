@@ -34,8 +34,16 @@ def numbers(reports, outcome):
     return [(r.metrics, r.bytes_up, r.bytes_down, r.clients_ok) for r in reports], outcome.test, outcome.validation
 
 
-@pytest.mark.parametrize("runtime", [{"actors": 1}, {"actors": 2}, {"actors": 5}, {"clients_per_actor": 7}])
-@pytest.mark.parametrize("method", [PFEDREC, FCF], ids=["pfedrec", "fcf"])
+PACKINGS = [
+    (PFEDREC, {"actors": 1}),
+    (PFEDREC, {"actors": 2}),
+    (PFEDREC, {"actors": 5}),
+    (PFEDREC, {"clients_per_actor": 7}),
+    (FCF, {"actors": 2}),
+]
+
+
+@pytest.mark.parametrize(("method", "runtime"), PACKINGS, ids=["one", "two", "five", "sevens", "fcf two"])
 def test_ray_equals_serial_for_any_packing(ray_cluster, method, runtime):
     train = {"clients_per_round": 0.7}
     _, reports, outcome, _ = run(tiny_config(method, train), DATA)
