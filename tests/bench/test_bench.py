@@ -1,0 +1,31 @@
+"""The bench's own functions on a small federation. Bounds are loose: a busy machine must not fail the suite; the real
+figures are `make bench`'s."""
+
+import pytest
+
+from tests.bench import measure
+
+pytestmark = pytest.mark.bench
+SMALL = {"source": "synthetic", "users": 150, "items": 400}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(measure, "source", lambda name: SMALL)
+
+
+@pytest.mark.parametrize("name", measure.METHODS)
+def test_the_compiled_path_is_far_faster_than_the_loop(name):
+    assert measure.ratios(name, "ml-100k", 3)["ratio_to_loop"] > 10
+
+
+def test_stages_add_up_to_the_round():
+    config = measure.config_of("pfedrec", "ml-100k")
+    found = measure.stages(config, *measure.prepared(config), repeats=3)
+    parts = sum(found[k] for k in ("samples", "train", "aggregate", "store", "server", "evaluate"))
+    assert 0.5 * found["round"] < parts <= 1.05 * found["round"]
+
+
+@pytest.mark.ray
+def test_an_empty_round_on_ray_is_cheap():
+    assert measure.ray_rounds("ml-100k", 2)["empty_round_s"] < 0.2
