@@ -10,7 +10,7 @@ A value x becomes round(x * 2^32), half to even. Resolution 2.3e-10; one client'
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from fedray.errors import AggregateOverflowError
 
@@ -19,7 +19,7 @@ SCALE = float(1 << BITS)
 LIMIT = 1 << 62
 
 
-def quantise(x: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+def quantise(x: Real[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """x on the grid, as int64. Raises `AggregateOverflowError` where |x| >= 2^30 or x is not finite."""
     scaled = np.rint(np.asarray(x, dtype=np.float64) * SCALE)
     if not np.all(np.abs(scaled) < LIMIT):

@@ -20,6 +20,7 @@ from fedray.data.features import align
 from fedray.data.interactions import as_ids, clean
 from fedray.data.protocols import Protocol
 from fedray.data.sources import RawData
+from fedray.errors import BadSplitError
 from fedray.types import TEST, TRAIN, VALID, ClientData, Dataset, Interactions, Ragged
 
 
@@ -33,6 +34,7 @@ def load(config: DataConfig, protocol: Protocol) -> Dataset:
     label = given if given is not None and config.split == "given" else None
     if label is None:
         label = splits.leave_one_out(user, item, time, config.seed)
+    _check_parts(label, raw.where)
     item, item_ids = _permuted(item, item_ids, config.seed) if protocol.permute_items else (item, item_ids)
     interactions = Interactions(user, item, time, given, user_ids, item_ids)
     items, listed_counts = _catalogue(raw, item_ids)
@@ -56,6 +58,14 @@ def _dense(column: pd.Series) -> tuple[Int[np.ndarray, " n"], np.ndarray]:
 
 def _given(frame: pd.DataFrame) -> Int[np.ndarray, " n"] | None:
     return frame["split"].to_numpy() if "split" in frame else None
+
+
+def _check_parts(label: Int[np.ndarray, " n"], where: str) -> None:
+    """Without a validation row no round can be selected, without a test row nothing is measured."""
+    for part, name in ((TRAIN, "train"), (VALID, "valid"), (TEST, "test")):
+        if not (label == part).any():
+            mend = "Add such rows, or set data.split: leave_one_out and data.short_users: drop."
+            raise BadSplitError(f"no interaction is for {name}", "some for each of train, valid, test", mend, where)
 
 
 def _permuted(item: Int[np.ndarray, " n"], item_ids: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

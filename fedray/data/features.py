@@ -66,7 +66,11 @@ def _rows(
     ids = pd.Index(feature.item).astype(str)
     if not ids.is_unique:
         raise FeatureShapeError(f"item {ids[ids.duplicated()][0]} has two rows", "one row an item", "", feature.where)
-    return ids.get_indexer(pd.Index(item_ids).astype(str)).astype(np.int64)
+    row = ids.get_indexer(pd.Index(item_ids).astype(str)).astype(np.int64)
+    if (row < 0).all():
+        found = f"none of the {len(ids)} rows belongs to an item with interactions (the first is for {ids[0]})"
+        raise FeatureShapeError(found, f"ids as in the interactions, such as {item_ids[0]}", "", feature.where)
+    return row
 
 
 def _check_positional(feature: RawFeature, item_ids: Shaped[np.ndarray, " items"], listed: np.ndarray | None) -> None:

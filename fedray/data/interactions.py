@@ -70,7 +70,8 @@ def clean(raw: RawData, config: DataConfig) -> tuple[pd.DataFrame, dict[str, int
         checked["split"] = _labels(frame["split"], place)
     unique, duplicates = _unique_pairs(checked, config.duplicates, place)
     kept, dropped = _long_enough(unique, config, raw.where)
-    return kept, {"rows_read": len(frame), "duplicates_dropped": duplicates, **dropped}
+    timeless = int((kept["time"] == MISSING_TIME).sum())
+    return kept, {"rows_read": len(frame), "duplicates_dropped": duplicates, **dropped, "rows_without_time": timeless}
 
 
 def _check_columns(frame: pd.DataFrame, config: DataConfig, where: str) -> None:
@@ -90,19 +91,26 @@ def as_ids(column: pd.Series, what: str, where: str) -> np.ndarray:
     empty, negative or a fraction; `what` names the column.
     """
     place = _Place(where, column.index.to_numpy())
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        ids = _whole(column, what, place)
-    else:
-        text = pa.compute.utf8_trim_whitespace(pa.array(_as_text(column), type=pa.large_string()))
-        lower = pa.compute.utf8_lower(text)
-        empty = pa.compute.is_in(lower, pa.array(NO_VALUE, pa.large_string())).to_numpy(zero_copy_only=False)
-        place.refuse(BadIdError, empty, f"{what} id is empty", "an id", "Fill it in or remove the row.")
-        if not pa.compute.all(pa.compute.match_substring_regex(text, _INTEGER)).as_py():
-            return cast(np.ndarray, text.to_numpy(zero_copy_only=False))
-        ids = pa.compute.cast(text, pa.int64()).to_numpy()
-    found = f"{what} id is {ids[ids < 0][:1].sum()}"
-    place.refuse(BadIdError, ids < 0, found, "0 or more", "Number the ids from 0, or use text ids.")
+    number = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+    ids = _whole(column, what, place) if number else _from_text(column, what, place)
+    if ids.dtype.kind == "i":
+        found = f"{what} id is {ids[ids < 0][:1].sum()}"
+        place.refuse(BadIdError, ids < 0, found, "0 or more", "Number the ids from 0, or use text ids.")
     return ids
+
+
+def _from_text(column: pd.Series, what: str, place: _Place) -> np.ndarray:
+    """A text column as int64 where all of it is integers, else as text."""
+    text = pa.compute.utf8_trim_whitespace(pa.array(_as_text(column), type=pa.large_string()))
+    lower = pa.compute.utf8_lower(text)
+    empty = pa.compute.is_in(lower, pa.array(NO_VALUE, pa.large_string())).to_numpy(zero_copy_only=False)
+    place.refuse(BadIdError, empty, f"{what} id is empty", "an id", "Fill it in or remove the row.")
+    broken = pa.compute.match_substring_regex(text, r"[\r\n]").to_numpy(zero_copy_only=False)
+    found = f"{what} id {_first(column, broken)[:40]} holds a line break"
+    place.refuse(BadIdError, broken, found, "ids on one line", "Look for a quote that is not closed.")
+    if pa.compute.all(pa.compute.match_substring_regex(text, _INTEGER)).as_py():
+        return cast(np.ndarray, pa.compute.cast(text, pa.int64()).to_numpy())
+    return cast(np.ndarray, text.to_numpy(zero_copy_only=False))
 
 
 def _whole(column: pd.Series, what: str, place: _Place) -> Int[np.ndarray, " n"]:
@@ -127,7 +135,7 @@ def _check_ratings(column: pd.Series | None, place: _Place) -> None:
     if column is None:
         return
     number = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = ~np.isfinite(number)
+    bad = ~np.isfinite(number) | pd.api.types.is_bool_dtype(column.dtype)
     found = f"rating is {_first(column, bad)}"
     place.refuse(BadRatingError, bad, found, "a finite number", "Mend the row or leave the column out.")
 
@@ -163,8 +171,8 @@ def _times_from_floats(column: pd.Series, place: _Place) -> Int[np.ndarray, " n"
         BadTimestampError,
         bad,
         f"timestamp is {_first(column, bad)}",
-        "a finite number, or nothing",
-        "Seconds since 1970, for instance.",
+        "a finite number, a date as 2026-01-31, or nothing",
+        "Write all rows alike: seconds since 1970, for instance.",
     )
     return np.where(missing, MISSING_TIME, np.rint(np.where(missing, 0, number) * unit).astype(np.int64))
 

@@ -26,9 +26,14 @@ def resolve(path: str, what: str = "data.path") -> Path:
 
 def candidates(path: str) -> list[Path]:
     """Where `path` is looked for, in order; an absolute path only at its own place."""
-    given = Path(os.path.expandvars(path)).expanduser()
+    given = _expanded(path)
     if given.is_absolute():
         return [given]
     home = os.environ.get("FEDRAY_DATA")
-    roots = [Path(), *([Path(home).expanduser()] if home else []), NEIGHBOUR]
+    roots = [Path(), *([_expanded(home)] if home else []), NEIGHBOUR]
     return [root / given for root in roots]
+
+
+def _expanded(path: str) -> Path:
+    """With `$NAME` and `~` replaced; those that nobody knows stay, and are then not found."""
+    return Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111 - Path.expanduser raises

@@ -22,8 +22,9 @@ from fedray.config import RunConfig, to_yaml
 from fedray.errors import FedrayWarning, TrackingError
 from fedray.tracking import records, store
 from fedray.tracking.provenance import provenance
+from fedray.tracking.redact import redact
 from fedray.tracking.spool import Record, Spool, leftovers, read
-from fedray.tracking.tracker import RunEnd, RunStart
+from fedray.tracking.tracker import RunEnd, RunStart, Status
 from fedray.types import RoundReport
 
 PATIENCE_S = 30.0
@@ -52,9 +53,8 @@ class MlflowTracker:
     waits for a store that takes nothing.
     """
 
-    def __init__(self, uri: str, experiment: str, run_name: str, spool: Path, patience_s: float = PATIENCE_S) -> None:
-        self._uri, self._shown_uri = store.absolute(uri), records.redact(store.absolute(uri))
-        self._experiment, self._run_name = experiment, run_name
+    def __init__(self, uri: str, spool: Path, patience_s: float = PATIENCE_S) -> None:
+        self._uri, self._shown_uri = store.absolute(uri), redact(store.absolute(uri))
         self._folder, self._patience_s = spool.resolve(), patience_s
         self._client: MlflowClient | None = None
         self._run: _Run | None = None
@@ -68,9 +68,8 @@ class MlflowTracker:
         """
         if self._run is not None:
             raise TrackingError("a run is open already", "finish() before the next start()")
-        name = self._run_name or records.run_name(start.config)
         tags = records.tags(start)
-        run_id = self._create(name, tags, start.config, start.method, start.dataset)
+        run_id = self._create(records.run_name(start), tags, start.config, start.method, start.dataset)
         with self._failing(run_id), store.answering(self._uri):
             self._fill(run_id, start)
             self._run = _Run(start, self._spool(run_id))
@@ -90,19 +89,20 @@ class MlflowTracker:
         """End the run; waits for the store at most `patience_s` without progress, then leaves the spool."""
         run = self._open_run()
         self._run = None
-        for record in _last_records(run, end):
-            run.spool.put(record)
-        if end.status != "KILLED":
-            for name, image in _figures(run, end).items():
+        killed = end.status == "KILLED"
+        try:
+            for record in _last_records(run, end):
+                run.spool.put(record)
+            for name, image in ({} if killed else _figures(run, end)).items():
                 run.spool.put(store.file_record(f"figures/{name}", image))
-        self._close(run.spool, KILLED_PATIENCE_S if end.status == "KILLED" else self._patience_s)
+        finally:
+            self._close(run.spool, KILLED_PATIENCE_S if killed else self._patience_s)
 
     def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
         """Open the parent run of several seeds; its id."""
         method = config.method_name()
         as_run = RunStart(config, method, dataset, {"fedray.stage": "family", "fedray.seeds": _listed(seeds)})
-        name = f"{self._run_name or config.name}-{len(seeds)}-seeds"
-        run_id = self._create(name, records.tags(as_run), config, method, dataset)
+        run_id = self._create(records.family_name(config, seeds), records.tags(as_run), config, method, dataset)
         with self._failing(run_id), store.answering(self._uri):
             params = records.params(config, method) | {"seed": _listed(seeds)}
             store.log_params(self._connected(), run_id, params)
@@ -110,14 +110,17 @@ class MlflowTracker:
             self._families[run_id] = (self._spool(run_id), self._place)
         return run_id
 
-    def finish_family(self, family_id: str, metrics: Mapping[str, float], table: str) -> None:
+    def finish_family(
+        self, family_id: str, metrics: Mapping[str, float], table: str, status: Status = "FINISHED"
+    ) -> None:
         """End a parent run with its means and spreads; the table is an artifact and the description."""
         spool, self._place = self._families.pop(family_id)
         kept, _ = records.finite(metrics)
         spool.put(store.metrics_record(kept, 0))
         spool.put(store.tags_record(records.clean_tags({"mlflow.note.content": table})))
-        spool.put(store.end_record("FINISHED"))
-        spool.put(store.file_record("table.md", table))
+        spool.put(store.end_record(status))
+        if table:
+            spool.put(store.file_record("table.md", table))
         self._close(spool, self._patience_s)
 
     def run_url(self) -> str:
@@ -153,13 +156,13 @@ class MlflowTracker:
         """A run that could not be opened whole must not look as if it were running."""
         try:
             yield
-        except TrackingError:
+        except BaseException:  # Ctrl-C included
             with suppress(MlflowException):
                 self._connected().set_terminated(run_id, "FAILED")
             raise
 
     def _experiment_id(self, client: MlflowClient, config: RunConfig, dataset: Mapping[str, Any]) -> str:
-        name = self._experiment or records.experiment_name(config, str(dataset.get("name", "data")))
+        name = records.experiment_name(config, str(dataset.get("name", "data")))
         tags = {
             "mlflow.experiment.primaryMetric.name": records.primary_metric(config),
             "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
@@ -177,7 +180,7 @@ class MlflowTracker:
         client = self._connected()
         store.log_params(client, run_id, records.params(start.config, start.method))
         self._log_dataset(run_id, start.dataset)
-        files = {"config/resolved.yaml": records.redact(to_yaml(start.config)), "plan.txt": start.plan}
+        files = {"config/resolved.yaml": redact(to_yaml(start.config)), "plan.txt": start.plan}
         store.send(client, run_id, [store.file_record(k, v) for k, v in files.items() if v])
 
     def _log_dataset(self, run_id: str, dataset: Mapping[str, Any]) -> None:
@@ -227,12 +230,12 @@ class MlflowTracker:
 
     def _warn(self, spool: Spool) -> None:
         for notice in spool.notices():
-            text = records.redact(f"MLflow at {self._shown_uri}: {notice}")
+            text = redact(f"MLflow at {self._shown_uri}: {notice}")
             warnings.warn(text, FedrayWarning, stacklevel=3)
 
 
 def replay(spool_dir: Path, uri: str, patience_s: float = PATIENCE_S) -> int:
-    """Send what earlier processes left in `spool_dir` to the store at `uri`; the number of runs brought home.
+    """Send what earlier processes left in `spool_dir` to the store at `uri`; the number of records it took.
 
     Runs of processes that still live are left alone, as are runs this store does not know (a warning names
     the store they were started in). A run without an end becomes FAILED: its process died. Raises
@@ -242,33 +245,39 @@ def replay(spool_dir: Path, uri: str, patience_s: float = PATIENCE_S) -> int:
     return sum(_replay_one(client, path, uri, patience_s) for path in leftovers(spool_dir))
 
 
-def _replay_one(client: MlflowClient, path: Path, uri: str, patience_s: float) -> bool:
-    head, waiting = read(path)
+def _replay_one(client: MlflowClient, path: Path, uri: str, patience_s: float) -> int:
+    try:
+        head, waiting = read(path)
+        died_ms = int(path.stat().st_mtime * 1000)  # before the new spool writes
+    except FileNotFoundError:  # its process just brought everything home
+        return 0
     if "run" not in head:
-        return False
+        return 0
     with store.answering(uri):
         known = store.patiently(lambda: _knows(client, head["run"]))
     if not known:
-        text = f"{path}: its run is not in {records.redact(uri)} but in {head['uri']}"
+        text = f"{path}: its run is not in {redact(uri)} but in {head['uri']}"
         warnings.warn(text, FedrayWarning, stacklevel=3)
-        return False
+        return 0
     try:
         spool = Spool(path, head, store.sender(client, head["run"]), store.is_away)
     except BlockingIOError:  # its process lives and sends it itself
-        return False
+        return 0
     with store.answering(uri):
-        for record in _missing_end(client, head["run"], waiting, path):
+        for record in _missing_end(client, head["run"], waiting, died_ms):
             spool.put(record)
-    if not spool.close(patience_s):
-        raise TrackingError(f"{spool.waiting} records of {path} were not taken", where=records.redact(uri))
-    return True
+    whole = spool.close(patience_s)
+    for notice in spool.notices():
+        warnings.warn(redact(f"MLflow at {uri}: {notice}"), FedrayWarning, stacklevel=3)
+    if not whole:
+        raise TrackingError(f"{spool.waiting} records of {path} were not taken", where=redact(uri))
+    return spool.sent
 
 
-def _missing_end(client: MlflowClient, run_id: str, waiting: Sequence[Record], path: Path) -> list[Record]:
+def _missing_end(client: MlflowClient, run_id: str, waiting: Sequence[Record], died_ms: int) -> list[Record]:
     ended = any(record["kind"] == "end" for record in waiting)
     if ended or client.get_run(run_id).info.status != "RUNNING":
         return []
-    died_ms = int(path.stat().st_mtime * 1000)
     return [store.tags_record({"fedray.ended_by": "sync"}), store.end_record("FAILED", died_ms)]
 
 

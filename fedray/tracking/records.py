@@ -6,12 +6,13 @@ Metric names have slashes, since MLflow's pages group by what stands before the 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedray.config import RunConfig, flatten
 from fedray.data.protocols import protocol
+from fedray.tracking.redact import redact
 from fedray.tracking.tracker import RunStart
 from fedray.types import RoundReport
 
@@ -20,8 +21,6 @@ MAX_PARAM = 6000
 MAX_TAG = 8000
 MAX_NAME = 250
 MAX_DIGEST = 36
-
-_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,6 @@ class Traffic:
     def plus(self, report: RoundReport) -> "Traffic":
         """With this round's."""
         return Traffic(self.down + report.bytes_down / MB, self.up + report.bytes_up / MB)
-
-
-def redact(text: str) -> str:
-    """`text` with `user:password@` in any URL replaced by `***@`."""
-    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 def safe_name(name: str) -> str:
@@ -75,9 +69,17 @@ def experiment_name(config: RunConfig, data_name: str) -> str:
     return config.tracking.experiment or f"fedray/{data_name}/{config.evaluation.protocol}"
 
 
-def run_name(config: RunConfig) -> str:
-    """`pfedrec_ml100k-s0`."""
-    return config.tracking.run_name or f"{config.name}-s{config.seed}"
+def run_name(start: RunStart) -> str:
+    """`pfedrec_ml100k-s0`; a name of the user's own gets the seed only where there are several."""
+    config = start.config
+    if config.tracking.run_name and start.parent_id is None:
+        return config.tracking.run_name
+    return f"{config.tracking.run_name or config.name}-s{config.seed}"
+
+
+def family_name(config: RunConfig, seeds: Sequence[int]) -> str:
+    """`pfedrec_ml100k-5-seeds`."""
+    return f"{config.tracking.run_name or config.name}-{len(seeds)}-seeds"
 
 
 def primary_metric(config: RunConfig) -> str:
@@ -91,7 +93,7 @@ def params(config: RunConfig, method: str) -> dict[str, str]:
     for plugin in config.plugins:
         # A plug-in with defaults only has no keys; that it is there is what differs.
         flat[f"plugins.{plugin}"] = "on"
-    kept = {k: redact(_text(v)) for k, v in flat.items() if v not in ("", None, [], {})}
+    kept = {k: redact(_text(v)) for k, v in flat.items() if v not in ("", None, [], (), {})}
     return {safe_name(k): v[:MAX_PARAM] for k, v in {"method": method, **kept}.items()}
 
 

@@ -207,6 +207,8 @@ class _File:
         self.lines = len(self.leftovers)
         if not found:
             self.clear()
+        elif not path.read_bytes().endswith(b"\n"):
+            self._file.write("\n")  # what comes next must not stick to half a line
 
     def append(self, record: Record) -> None:
         self._file.write(_line(record))

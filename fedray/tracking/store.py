@@ -31,7 +31,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from fedray.errors import TrackingError
-from fedray.tracking.records import redact
+from fedray.tracking.redact import redact
 from fedray.tracking.spool import Record
 
 METRICS_A_BATCH = 1000

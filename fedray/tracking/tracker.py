@@ -70,8 +70,13 @@ class Tracker(Protocol):
         """Open the parent of several seeds' runs; its id, for `RunStart.parent_id`."""
         ...
 
-    def finish_family(self, family_id: str, metrics: Mapping[str, float], table: str) -> None:
-        """Close a parent; `metrics` are named `mean/test/ndcg_at_10`, `std/test/ndcg_at_10`."""
+    def finish_family(
+        self, family_id: str, metrics: Mapping[str, float], table: str, status: Status = "FINISHED"
+    ) -> None:
+        """Close a parent; `metrics` are named `mean/test/ndcg_at_10`, `std/test/ndcg_at_10`.
+
+        A family that broke off is closed with its status and whatever there is, even nothing.
+        """
         ...
 
     def where(self) -> str:
@@ -88,7 +93,7 @@ def make_tracker(config: TrackingConfig) -> Tracker:
         return JsonlTracker(Path(JSONL_FOLDER if "://" in config.uri else config.uri))
     from fedray.tracking.mlflow import MlflowTracker
 
-    return MlflowTracker(config.uri, config.experiment, config.run_name, Path(config.spool))
+    return MlflowTracker(config.uri, Path(config.spool))
 
 
 class NullTracker:
@@ -108,7 +113,9 @@ class NullTracker:
         """An id."""
         return uuid.uuid4().hex
 
-    def finish_family(self, family_id: str, metrics: Mapping[str, float], table: str) -> None:
+    def finish_family(
+        self, family_id: str, metrics: Mapping[str, float], table: str, status: Status = "FINISHED"
+    ) -> None:
         """Nothing."""
 
     def where(self) -> str:
@@ -126,6 +133,8 @@ class JsonlTracker:
 
     def start(self, start: RunStart) -> str:
         """Make the file and write the start line; `TrackingError` if that cannot be done."""
+        if self._file is not None:
+            raise TrackingError("a run is open already", "finish() before the next start()")
         run_id = uuid.uuid4().hex
         self._last = self._folder / f"{run_id}.jsonl"
         self._file = _new_file(self._last)
@@ -136,7 +145,7 @@ class JsonlTracker:
             method=start.method,
             dataset=dict(start.dataset),
             tags=dict(start.extra_tags),
-            params=flatten(start.config),
+            params=_params(start.config),
             plan=start.plan,
         )
         return run_id
@@ -158,13 +167,15 @@ class JsonlTracker:
         family_id = uuid.uuid4().hex
         body = {"event": "family", "run_id": family_id, "seeds": list(seeds), "dataset": dict(dataset)}
         with _new_file(self._folder / f"{family_id}.jsonl") as file:
-            file.write(_line({**body, "params": flatten(config)}))
+            file.write(_line({**body, "params": _params(config)}))
         return family_id
 
-    def finish_family(self, family_id: str, metrics: Mapping[str, float], table: str) -> None:
+    def finish_family(
+        self, family_id: str, metrics: Mapping[str, float], table: str, status: Status = "FINISHED"
+    ) -> None:
         """One more line in the family's file."""
         with (self._folder / f"{family_id}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_line({"event": "end", "metrics": _plain(metrics), "table": table}))
+            file.write(_line({"event": "end", "status": status, "metrics": _plain(metrics), "table": table}))
 
     def where(self) -> str:
         """The file."""
@@ -175,6 +186,11 @@ class JsonlTracker:
             raise TrackingError("no run is open", "start() before log_round() and finish()")
         self._file.write(_line(fields))
         self._file.flush()
+
+
+def _params(config: RunConfig) -> dict[str, Any]:
+    """Flat settings; where they are tracked is no property of a run, and may hold a password."""
+    return {k: v for k, v in flatten(config).items() if not k.startswith("tracking.")}
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Delimited text, JSON lines and Parquet as data frames, with errors that name file and row."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def read_bytes(file: Path) -> bytes:
     """The bytes of a file that must hold something."""
     if not file.is_file():
         raise MissingPathError(f"{file} does not exist", "a file", "Check data.path.")
-    body = file.read_bytes()
+    try:
+        body = file.read_bytes()
+    except OSError as error:
+        raise FileFormatError(f"not readable: {error.strerror}", "a readable file", "", str(file)) from error
     if not body.strip():
         raise EmptyFileError("the file is empty", "at least one row", "", str(file))
     return body
@@ -57,27 +61,34 @@ def delimited(
     try:
         table = pa.csv.read_csv(
             pa.BufferReader(body),
-            read_options=pa.csv.ReadOptions(use_threads=False, column_names=list(names) or None),
+            read_options=pa.csv.ReadOptions(
+                use_threads=False, column_names=list(names) or None, block_size=_block_size(body)
+            ),
             parse_options=pa.csv.ParseOptions(
                 delimiter=delimiter, quote_char='"' if quotes else False, newlines_in_values=quotes
             ),
             convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
         )
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise _ragged(body, where, len(names), delimiter, quotes) from error
     frame = _frame(table, where)
     return frame.set_axis(_lines(body, len(frame), 0 if names else 1), axis="index")
 
 
+def _block_size(body: bytes) -> int:
+    """The whole file at once where it may be: a row longer than a block is refused by the parser."""
+    return min(max(len(body), 1 << 20), 1 << 30)
+
+
 def _frame(table: Any, where: str) -> pd.DataFrame:
-    """Arrow to pandas; 64-bit integers stay exact beside missing values."""
+    """Arrow to pandas; 64-bit integers stay exact beside missing values, days become times."""
     seen = table.column_names
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:
         raise FileFormatError(f"column {twice[0]!r} is given twice", "each column once", "", where)
     if not table.num_rows:
         raise EmptyFileError("there is no row", "at least one row", "", where)
-    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, date_as_object=False, ignore_metadata=True)
 
 
 def _lines(body: bytes, n_rows: int, header: int) -> np.ndarray:
@@ -91,15 +102,16 @@ def _lines(body: bytes, n_rows: int, header: int) -> np.ndarray:
 
 def _ragged(body: bytes, where: str, width: int, delimiter: str, quotes: bool) -> FileFormatError:
     """The error for the first row whose number of fields is not that of the header."""
-    lines = body.decode("utf-8").splitlines()
+    lines = io.StringIO(body.decode("utf-8"), newline="")
     reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
-    for row in reader:
-        width = width or len(row)
-        if row and len(row) != width:
-            found = f"{len(row)} fields: {delimiter.join(row)[:60]!r}"
-            return FileFormatError(
-                found, f"{width} fields", "Mend or remove the row.", f"{where}, row {reader.line_num}"
-            )
+    try:
+        for row in reader:
+            width = width or len(row)
+            if row and len(row) != width:
+                found, place = f"{len(row)} fields: {delimiter.join(row)[:60]!r}", f"{where}, row {reader.line_num}"
+                return FileFormatError(found, f"{width} fields", "Mend or remove the row.", place)
+    except csv.Error as error:
+        return FileFormatError(f"{error}", "delimited text", "Check the quotes.", f"{where}, row {reader.line_num}")
     return FileFormatError("the rows cannot be told apart", "delimited text", "Check the quotes.", where)
 
 
@@ -107,7 +119,7 @@ def read_parquet(file: Path) -> pd.DataFrame:
     """A Parquet file; the index counts rows from 1. Raises `FileFormatError`, `EmptyFileError`."""
     try:
         table = pa.parquet.read_table(pa.BufferReader(read_bytes(file)))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise FileFormatError(f"not readable: {error}", "a Parquet file", "", str(file)) from error
     frame = _frame(table, str(file))
     return frame.set_axis(np.arange(1, len(frame) + 1), axis="index")

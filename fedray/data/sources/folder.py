@@ -10,6 +10,7 @@ Text is UTF-8. Ids are integers or any text; a `timestamp` is a number or a date
 `split` is 0, 1, 2 or train, valid, test.
 """
 
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +46,7 @@ def load(config: Config) -> RawData:
             "The file needs the columns user and item.",
         )
     return RawData(
-        frame=_read_table(file).rename(columns={"timestamp": "time"}),
+        frame=_read_table(file),
         items=_with_images(_items(folder), folder / "images"),
         features=_features(folder / "features"),
         name=config.name or folder.resolve().name,
@@ -62,9 +63,11 @@ def _one_of(folder: Path, *names: str) -> Path | None:
 
 
 def _read_table(file: Path) -> pd.DataFrame:
-    if file.suffix == ".parquet":
-        return read_parquet(file)
-    return delimited(read_utf8(file), str(file))
+    """The interactions; their `timestamp` is called time from here on."""
+    frame = read_parquet(file) if file.suffix == ".parquet" else delimited(read_utf8(file), str(file))
+    if {"time", "timestamp"} <= set(frame.columns):
+        raise FileFormatError("columns 'time' and 'timestamp' are both there", "one", "Remove one.", str(file))
+    return frame.rename(columns={"timestamp": "time"})
 
 
 def _items(folder: Path) -> pd.DataFrame:
@@ -79,15 +82,16 @@ def _items(folder: Path) -> pd.DataFrame:
 
 
 def _with_images(items: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """`items` with a column `image`: the picture's path, or missing."""
-    files = sorted(f for f in folder.iterdir() if f.suffix in IMAGE_SUFFIXES) if folder.is_dir() else []
+    """`items` with a column `image`: the picture's path, or missing. An item that only has a picture is added."""
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
     if not files:
         return items
     pictures = pd.Series([str(f) for f in files], index=[f.stem for f in files], dtype=str)
     pictures = pictures[~pictures.index.duplicated()]
-    if items.empty:
-        return pd.DataFrame({"item": pictures.index, "image": pictures.to_numpy()})
-    return items.assign(image=items["item"].astype(str).map(pictures))
+    name = items["item"].astype(str)
+    listed = items.assign(image=name.map(pictures))
+    more = pictures[~pictures.index.isin(name)]
+    return pd.concat([listed, pd.DataFrame({"item": more.index, "image": more.to_numpy()})]) if len(more) else listed
 
 
 def _features(folder: Path) -> dict[str, RawFeature]:
@@ -96,14 +100,22 @@ def _features(folder: Path) -> dict[str, RawFeature]:
 
 
 def _feature(file: Path) -> RawFeature:
-    try:
-        table = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise FileFormatError(f"not readable: {error}", "a .npy array of numbers", "", str(file)) from error
+    table = _array(file)
     for ids in (file.with_suffix(".ids.txt"), file.with_name("item_ids.txt")):
         if ids.is_file():
             return RawFeature(table, _ids(ids, len(np.atleast_1d(table)), file.name), str(file))
     return RawFeature(table, None, str(file))
+
+
+def _array(file: Path) -> np.ndarray:
+    """The one array of a .npy file; pickles are not read."""
+    try:
+        table = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"not readable: {error}", "a .npy array of numbers", "", str(file)) from error
+    if not isinstance(table, np.ndarray):
+        raise FileFormatError("an archive of arrays", "one array", "Save it with numpy.save.", str(file))
+    return table
 
 
 def _ids(file: Path, n_rows: int, table: str) -> np.ndarray:

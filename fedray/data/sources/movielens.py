@@ -14,7 +14,7 @@ from fedray.config import DataConfig
 from fedray.data.paths import resolve
 from fedray.data.sources import RawData
 from fedray.data.sources._tables import delimited, read_bytes
-from fedray.errors import MissingPathError
+from fedray.errors import FileFormatError, MissingPathError
 
 RATING_COLUMNS = ("user", "item", "rating", "time")
 _GENRES = """
@@ -36,11 +36,14 @@ def load(config: Config) -> RawData:
     """Ratings and films of the release found at `path`. Raises path and file errors."""
     root = resolve(config.path)
     folders = [root, root / "ml-100k", root / "ml-1m"]
-    for folder in folders:
-        if (folder / "u.data").is_file():
-            return _load_100k(folder, config.name or "ml100k")
-        if (folder / "ratings.dat").is_file():
-            return _load_1m(folder, config.name or "ml1m")
+    files = [f / name for f in folders for name in ("u.data", "ratings.dat") if (f / name).is_file()]
+    if len(files) > 1:
+        found = f"{' and '.join(map(str, files))} are both there"
+        raise FileFormatError(found, "one release", "Set data.path to the folder of one.", str(root))
+    if files and files[0].name == "u.data":
+        return _load_100k(files[0].parent, config.name or "ml100k")
+    if files:
+        return _load_1m(files[0].parent, config.name or "ml1m")
     raise MissingPathError(
         f"neither u.data nor ratings.dat is in {', '.join(map(str, folders))}",
         "GroupLens' files",

@@ -25,7 +25,7 @@ from fedray.data.sources._synthetic_content import PALETTES, SHAPES, THEMES, pix
 TEXT_DIMS = 64
 FIRST_TIME, LONGEST_GAP = 1_600_000_000, 200_000
 LEAST_INTERACTIONS = 5
-_USERS_AT_ONCE = 1024
+_SCORES_AT_ONCE = 1 << 22
 
 
 class Config(DataConfig):
@@ -110,8 +110,9 @@ def _interactions(config: Config, catalogue: _Catalogue, random: np.random.Gener
     appeal = random.normal(0.0, config.popularity, size=config.items)
     length = _lengths(config, random)
     parts = []
-    for start in range(0, config.users, _USERS_AT_ONCE):
-        rows = slice(start, start + _USERS_AT_ONCE)
+    step = max(1, _SCORES_AT_ONCE // config.items)
+    for start in range(0, config.users, step):
+        rows = slice(start, start + step)
         like = sum(weights[rows, j : j + 1] * (tastes[j][rows] @ aspects[j].T) for j in range(3))
         noisy = config.signal * like + appeal + random.gumbel(size=(len(group[rows]), config.items))
         parts.append(_chosen(start, length[rows], noisy))
@@ -188,7 +189,7 @@ def _image_features(items: pd.DataFrame) -> Float[np.ndarray, "items 32"]:
     return out
 
 
-def _text_features(items: pd.DataFrame) -> Float[np.ndarray, "items 32"]:
+def _text_features(items: pd.DataFrame) -> Float[np.ndarray, "items 64"]:
     """Signed hashed word counts of title and description, unit length."""
     out = np.zeros((len(items), TEXT_DIMS), np.float32)
     for row, text in enumerate(items["title"] + " " + items["description"]):
