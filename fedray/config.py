@@ -25,13 +25,13 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from fedray.errors import (
     ConfigError,
     ConfigFileError,
     FedrayError,
+    MissingKeyError,
     MissingPathError,
     OutOfRangeError,
     UnknownKeyError,
@@ -46,16 +46,6 @@ class Closed(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=False, protected_namespaces=(), validate_default=True, allow_inf_nan=False
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_booleans_for_numbers(cls, raw: Any) -> Any:
-        """`rounds: true` would be 1."""
-        for name, value in raw.items() if isinstance(raw, Mapping) else ():
-            kind = cls.model_fields[name].annotation if name in cls.model_fields else bool
-            if isinstance(value, bool) and kind is not bool:
-                raise WrongTypeError(f"{name} is {str(value).lower()}", "a number or a word, not true or false")
-        return raw
 
 
 def names_in(package: str) -> list[str]:
@@ -327,10 +317,22 @@ C = TypeVar("C", bound=Closed)
 
 def validated(cls: type[C], raw: Any, prefix: str = "") -> C:
     """`raw` as a `cls`; the first finding is raised as a `ConfigError` that names the dotted key."""
+    _refuse_booleans(cls, raw, prefix)
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
         raise _named_error(error, cls, prefix) from error
+
+
+def _refuse_booleans(cls: type[Closed], raw: Any, prefix: str) -> None:
+    """`rounds: true` would be 1."""
+    for name, value in raw.items() if isinstance(raw, Mapping) else ():
+        kind = cls.model_fields[name].annotation if name in cls.model_fields else bool
+        dotted = f"{prefix}.{name}" if prefix else str(name)
+        if isinstance(kind, type) and issubclass(kind, Closed):
+            _refuse_booleans(kind, value, dotted)
+        elif kind is not bool and any(isinstance(v, bool) for v in (value if isinstance(value, list) else [value])):
+            raise WrongTypeError(f"{dotted} is {str(value).lower()}", "a number or a word, not true or false")
 
 
 def _named_error(error: ValidationError, cls: type[Closed], prefix: str) -> ConfigError:
@@ -342,6 +344,10 @@ def _named_error(error: ValidationError, cls: type[Closed], prefix: str) -> Conf
         known = _known_keys(cls, path)
         mend = nearest_hint(path[-1], known) or f"The keys here are {', '.join(known)}."
         return UnknownKeyError(f"key {dotted!r} is not known{more}", "a known key", mend)
+    if first["type"] == "missing":
+        return MissingKeyError(
+            f"key {dotted!r} is missing{more}", "a value", f"Write it in the file, or --set {dotted}=..."
+        )
     expected = first["msg"][0].lower() + first["msg"][1:]
     wrong_type = first["type"].endswith(("_type", "_parsing", "int_from_float"))
     kind = WrongTypeError if wrong_type else OutOfRangeError

@@ -5,6 +5,7 @@ Each message says where, what was found, what was expected and what to do about 
     FedrayError                       exit code 1
     +- ConfigError                    exit code 2
     |  +- UnknownKeyError             a key no part of the config has; names the nearest one
+    |  +- MissingKeyError             a key that must be there
     |  +- UnknownNameError            a backbone, plug-in, source, protocol ... that does not exist
     |  +- WrongTypeError              text where a number is wanted, and the like
     |  +- OutOfRangeError             a number outside its range, or a word outside its list
@@ -63,6 +64,10 @@ class ConfigError(FedrayError):
 
 class UnknownKeyError(ConfigError):
     """A key that no part of the configuration has."""
+
+
+class MissingKeyError(ConfigError):
+    """A key that must be there and is not."""
 
 
 class UnknownNameError(ConfigError):

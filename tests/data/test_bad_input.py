@@ -184,7 +184,7 @@ CONFIG = [
     ("infinite", "train: {weight_decay: .inf}", (), e.OutOfRangeError, "weight_decay is inf"),
     ("nan", "backbone: {lr: .nan}", (), e.OutOfRangeError, "lr is nan"),
     ("empty_path", "data: {source: folder, path: ''}", (), e.OutOfRangeError, "data.path is ''"),
-    ("no_path", "data: {source: folder}", (), e.OutOfRangeError, "data.path"),
+    ("no_path", "data: {source: folder}", (), e.MissingKeyError, "data.path"),
     ("source", "data: {source: foldr}", (), e.UnknownNameError, "Did you mean 'folder'?"),
     ("helper_as_source", "data: {source: _tables}", (), e.UnknownNameError, "'_tables'"),
     ("backbone", "backbone: {name: fcff}", (), e.UnknownNameError, "Did you mean 'fcf'?"),

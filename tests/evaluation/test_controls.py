@@ -29,9 +29,7 @@ def tiny(n_clients=60, n_items=40):
         valid.append([order[8]])
         test.append([order[9]])
         other.append(order[10:])
-    sampled = {
-        name: ragged(*[sorted(o[start::2]) for o in other]) for start, name in enumerate(("valid", "test"))
-    }
+    sampled = {name: ragged(*[sorted(o[start::2]) for o in other]) for start, name in enumerate(("valid", "test"))}
     return clients(train, valid, test, n_items), sampled
 
 
@@ -68,9 +66,7 @@ def test_popularity_is_that_of_training_items():
 def test_held_out_items_do_not_leak_into_the_scores(monkeypatch):
     """Another test and validation item of one client leaves every score of every control as it was."""
     data, sampled = tiny()
-    free = np.setdiff1d(
-        np.arange(40), np.concatenate([data.train.row(0), data.valid.row(0), data.test.row(0)])
-    )
+    free = np.setdiff1d(np.arange(40), np.concatenate([data.train.row(0), data.valid.row(0), data.test.row(0)]))
     other = replace(
         data,
         valid=ragged([free[0]], *[data.valid.row(c) for c in range(1, len(data))]),

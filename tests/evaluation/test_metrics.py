@@ -143,9 +143,7 @@ def test_any_packing_of_clients_gives_equal_sums(order, cuts):
     scores, data, candidates = problem()
     whole = evaluate_scores(scores, data, "test", CLEAN, candidates, (1, 5, 10))
     parts = [np.array(p, np.int64) for p in np.split(np.array(order), sorted(cuts))]
-    sums = [
-        evaluate_scores(scores[p], data.take(p), "test", CLEAN, candidates.take(p), (1, 5, 10)) for p in parts
-    ]
+    sums = [evaluate_scores(scores[p], data.take(p), "test", CLEAN, candidates.take(p), (1, 5, 10)) for p in parts]
     assert reduce(MetricSums.merge, sums, MetricSums.zero()) == whole
 
 

@@ -25,7 +25,7 @@ def ml100k():
     """Leave-one-out by time and 99 sampled candidates per split."""
     table = pd.read_csv(FILE)
     user, item = pd.factorize(table["user"], sort=True)[0], pd.factorize(table["item"], sort=True)[0]
-    n_users, n_items = user.max() + 1, item.max() + 1
+    n_users, n_items = int(user.max()) + 1, int(item.max()) + 1
     order = np.lexsort((np.arange(len(table)), table["timestamp"], user))
     user, item = user[order], item[order]
     back = pd.Series(user).groupby(user).cumcount(ascending=False).to_numpy()
