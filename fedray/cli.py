@@ -21,6 +21,9 @@ Job = Annotated[Path, typer.Argument(help="job file, e.g. jobs/quickstart.yaml")
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="lay a.b=value over the file; repeatable")]
 
 
+MOST_SEEDS = 1000
+
+
 @app.command()
 def train(
     job: Job,
@@ -33,15 +36,17 @@ def train(
     """Train a federation."""
     from fedray import job as jobs
     from fedray.config import load_config
+    from fedray.family import train_family
 
     config, console = load_config(job, set_), _console()
+    jobs.check_outputs(summary, save)
     if dry_run:
         jobs.dry_run(config, console)
         return
     if seeds:
         if save is not None:
             raise ConfigError("--save with --seeds", "one of them", "Save a run of one seed.")
-        found = jobs.train_family(config, parse_seeds(seeds), console)
+        found = train_family(config, parse_seeds(seeds), console)
     else:
         found = jobs.train(config, console, save=save).summary()
     if summary is not None:
@@ -98,13 +103,13 @@ def parse_seeds(text: str) -> list[int]:
     try:
         if ".." in text:
             first, last = (int(x) for x in text.split(".."))
-            found = list(range(first, last + 1))
+            found = list(range(first, last + 1)) if last - first < MOST_SEEDS else []
         else:
             found = [int(x) for x in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise ConfigError(f"--seeds {text!r}", "0..4 or 0,3,7: distinct, not negative")
+    if not found or not 0 <= min(found) <= max(found) < 2**63 or len(set(found)) < len(found):
+        raise ConfigError(f"--seeds {text!r}", "0..4 or 0,3,7: distinct, not negative, at most 1,000 of them")
     return found
 
 
@@ -113,7 +118,10 @@ def _console() -> Console:
 
 
 def run(args: list[str] | None = None) -> int:
-    """The command line as a function: runs it, says in one line what went wrong, returns the exit code."""
+    """Run the command line; the exit code where one of fedray's own errors ended it, said in one line.
+
+    Everything else leaves by SystemExit: the end of a command with 0, wrong usage with 2.
+    """
     try:
         app(args, standalone_mode=True)
     except FedrayError as error:

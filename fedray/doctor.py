@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedray.config import TrackingConfig
+from fedray.runtime.address import reachable
 
 PACKAGES = ("fedray", "torch", "ray", "mlflow", "numpy", "numba", "pandas", "pyarrow")
 LEAST_MEMORY_GB, LEAST_DISK_GB = 4.0, 2.0
@@ -70,8 +71,10 @@ def _package(name: str) -> Finding:
 
 
 def _gpu() -> Finding:
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        return Finding("fail", "gpu", f"torch does not load: {error}", "make setup")
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return Finding("ok", "gpu", f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
@@ -102,8 +105,12 @@ def _shared_memory() -> Finding:
 
 def _ray_auth() -> Finding:
     address, mode = os.environ.get("RAY_ADDRESS", ""), os.environ.get("RAY_AUTH_MODE", "")
+    if not address and mode == "disabled":
+        return Finding("warn", "ray", "a local cluster per run, RAY_AUTH_MODE=disabled", "unset it: ports run any code")
     if not address:
         return Finding("ok", "ray", "no RAY_ADDRESS: a local cluster per run, behind Ray's own token")
+    if not reachable(address):
+        return Finding("fail", "ray", f"nobody answers at {address}", "start the cluster, or unset RAY_ADDRESS")
     local = (urlsplit(address if "://" in address else f"ray://{address}").hostname or "") in (
         "127.0.0.1",
         "localhost",

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedray.errors import DataError
+from fedray.errors import DataError, UnsupportedError
 from fedray.evaluation.table import end_table
 from fedray.federated import clients
 from fedray.federated.executor import SerialExecutor
@@ -13,19 +13,25 @@ from fedray.job import measured_controls, prepare
 from fedray.models_io import load_model
 from fedray.types import Broadcast, Split
 
+ALLOWED = ("data.path", "evaluation.k", "evaluation.controls")
+
 
 def evaluate_model(folder: Path, sets: list[str], split: Split, console: Console) -> dict[str, Any]:
-    """Metrics of the saved clients on their data, under the saved protocol or the one that `sets` names.
+    """Metrics of the saved clients on their data, under the protocol they were trained for.
 
-    Raises `DataError` where the data are not those the model was trained on.
+    `sets` may name another place of the data and other cut-offs; anything that would be another model, other data or
+    another protocol is an `UnsupportedError`. Raises `DataError` where the data are not those of the training.
     """
+    for setting in sets:
+        if not setting.startswith(ALLOWED):
+            raise UnsupportedError(f"--set {setting} with a saved model", f"one of {', '.join(ALLOWED)}")
     config, manifest, params, files = load_model(folder, sets)
     job = prepare(config)
     if job.dataset.fingerprint != manifest["data"]:
         raise DataError(
             f"the data's fingerprint is {job.dataset.fingerprint}",
             f"{manifest['data']}, that of the data the model was trained on",
-            "Point data.path at the same data, and keep data.* and the protocol's item order.",
+            "Point data.path at the same data.",
             str(folder),
         )
     host = clients.load(clients.make_host(config, job.method, job.data), files)

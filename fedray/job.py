@@ -4,6 +4,7 @@ The entrypoint's process loads the data, computes the controls, owns every actor
 """
 
 import json
+import os
 import signal
 import statistics
 import time
@@ -19,7 +20,7 @@ from fedray.config import RunConfig
 from fedray.data.dataset import client_data, describe, load
 from fedray.data.negatives import candidates
 from fedray.data.protocols import Protocol, protocol
-from fedray.errors import FedrayError, Terminated, UnsupportedError
+from fedray.errors import ConfigError, FedrayError, Terminated, UnsupportedError
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
 from fedray.evaluation.table import end_markdown, end_table
 from fedray.federated import rounds
@@ -33,7 +34,7 @@ from fedray.progress import Progress
 from fedray.runtime import plan as planning
 from fedray.runtime import session
 from fedray.runtime.executor import get
-from fedray.runtime.plan import Plan, Resources
+from fedray.runtime.plan import Plan
 from fedray.tracking.tracker import RunEnd, RunStart, Status, Tracker, make_tracker
 from fedray.types import ClientData, Dataset, RoundReport
 
@@ -59,9 +60,9 @@ class Result:
     run_id: str
     outcome: Outcome
     control: Mapping[str, Mapping[str, float]]
+    references: Mapping[str, float]
     seconds: Mapping[str, float]
     flags: Mapping[str, str] = field(default_factory=dict)
-    where: str = ""
 
     def summary(self) -> dict[str, Any]:
         """For scripts: stable keys."""
@@ -93,37 +94,69 @@ def prepare(config: RunConfig) -> Prepared:
 def dry_run(config: RunConfig, console: Console) -> Plan:
     """Print the plan; start nothing."""
     job = prepare(config)
+    plan = local_plan(job)
+    say(console, planning.render(plan, config))
+    if address := session.remote_address(config):
+        say(console, f"this is the plan for this machine; the run itself will ask the cluster at {address}")
+    return plan
+
+
+def local_plan(job: Prepared) -> Plan:
+    """The plan on this machine, refused if it does not fit."""
     there = session.local_resources()
-    plan = planning.make_plan(config, job.method, job.data, there)
-    console.print(planning.render(plan, config))
-    planning.check(plan, config, there)
+    plan = planning.make_plan(job.config, job.method, job.data, there)
+    planning.check(plan, job.config, there)
     return plan
 
 
 def train(
-    config: RunConfig, console: Console, parent: str | None = None, save: Path | None = None,
+    config: RunConfig,
+    console: Console,
+    parent: str | None = None,
+    save: Path | None = None,
     job: Prepared | None = None,
-) -> Result:  # fmt: skip
+) -> Result:
     """One run, tracked, from data to end table. Whatever happens, no actor stays and the run gets its status."""
     begun = time.perf_counter()
-    job = job or prepare(config)
-    namespace = f"fedray-{config.name}-s{config.seed}"
-    with ExitStack() as stack:
-        there = stack.enter_context(_resources(config, namespace))
-        stack.enter_context(_signals_raise())  # after ray.init, which sets a SIGTERM handler of its own
-        plan = planning.make_plan(config, job.method, job.data, there)
-        planning.check(plan, config, _memory(config, there))
+    with signals_raise(), ExitStack() as stack:
+        job = job or prepare(config)
+        plan = stack.enter_context(placed(job))
+        stack.enter_context(signals_raise())  # again: ray.init sets a SIGTERM handler of its own
         tracker = make_tracker(config.tracking)
         start = RunStart(config, config.method_name(), describe(job.dataset), {}, parent, planning.render(plan, config))
         run_id = tracker.start(start)
+        end = RunEnd("KILLED")
         try:
-            return _tracked(job, plan, tracker, run_id, console, save, begun)
-        except (KeyboardInterrupt, Terminated):
-            tracker.finish(RunEnd("KILLED"))
+            result = _tracked(job, plan, tracker, run_id, console, save, begun)
+            end = run_end(result, job, "FINISHED")
+        except (KeyboardInterrupt, Terminated, SystemExit):
             raise
         except BaseException as error:
-            tracker.finish(RunEnd("FAILED", tags={"fedray.error": f"{type(error).__name__}: {error}"[:500]}))
+            end = RunEnd("FAILED", tags={"fedray.error": f"{type(error).__name__}: {error}"[:500]})
             raise
+        finally:
+            tracker.finish(end)
+    show_end(console, result, shown(config, job.rules), tracker.where())
+    return result
+
+
+@contextmanager
+def placed(job: Prepared) -> Iterator[Plan]:
+    """The plan, checked before anything starts; then Ray, if the plan wants it."""
+    config, namespace = job.config, f"fedray-{job.config.name}-s{job.config.seed}"
+    if config.runtime.executor == "serial":
+        yield local_plan(job)
+    elif session.remote_address(config):
+        session.probe(config)
+        with session.connected(config, namespace, session.local_resources()):
+            there = session.resources()
+            plan = planning.make_plan(config, job.method, job.data, there)
+            planning.check(plan, config, there)
+            yield plan
+    else:
+        plan = local_plan(job)
+        with session.connected(config, namespace, session.local_resources()):
+            yield plan
 
 
 def _tracked(
@@ -136,7 +169,9 @@ def _tracked(
     begun: float,
 ) -> Result:
     config = job.config
-    console.print(planning.render(plan, config))
+    say(console, planning.render(plan, config))
+    if in_job_package() and config.tracking.backend != "none" and "://" in config.tracking.uri[:10]:
+        warn_of_lost_store(console, config)
     with console.status("controls: popularity, central EASE (kept for the next run on these data)"):
         control = measured_controls(job)
     reports: list[RoundReport] = []
@@ -148,20 +183,37 @@ def _tracked(
         outcome = federation.finish()
         if save is not None:
             save_model(save, config, job.dataset.fingerprint, federation.save)
-    result = conclude(job, run_id, outcome, control, reports, time.perf_counter() - begun)
-    tracker.finish(run_end(result, job, "FINISHED"))
-    console.print(
-        end_table(dict(outcome.test), {k: dict(v) for k, v in result.control.items()}, ks=shown(config, job.rules))
-    )
+    return conclude(job, run_id, outcome, control, reports, time.perf_counter() - begun)
+
+
+def show_end(console: Console, result: Result, ks: list[int], where: str) -> None:
+    """The table, what does not look right, and where the run is."""
+    console.print(end_table(dict(result.outcome.test), {k: dict(v) for k, v in result.control.items()}, ks=ks))
     for flag, text in result.flags.items():
-        console.print(f"[yellow]{flag}: {text}[/yellow]")
-    console.print(tracker.where())
-    return Result(**{**vars(result), "where": tracker.where()})
+        console.print(f"{flag}: {text}", style="yellow", markup=False)
+    say(console, where)
+
+
+def say(console: Console, text: str) -> None:
+    """Plain text: never broken, never read as markup (paths have brackets)."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def shown(config: RunConfig, rules: Protocol) -> list[int]:
     """The cut-offs worth a line on a terminal: the selecting one and the largest."""
     return sorted({int(rules.select_on.rsplit("_", 1)[1]), max(config.evaluation.k)})
+
+
+def in_job_package() -> bool:
+    """Whether this is a submitted job, working in the unpacked copy that Ray throws away."""
+    return "_ray_pkg_" in str(Path.cwd())
+
+
+def warn_of_lost_store(console: Console, config: RunConfig) -> None:
+    """A relative store in a submitted job goes away with the job's folder."""
+    if config.tracking.uri.startswith("sqlite:///") and not config.tracking.uri.startswith("sqlite:////"):
+        text = "tracking.uri is a file in this job's own folder, which Ray removes: set it to a server"
+        console.print(text, style="yellow", markup=False)
 
 
 def measured_controls(job: Prepared) -> Controls:
@@ -170,7 +222,8 @@ def measured_controls(job: Prepared) -> Controls:
         return {}
     sampled = "sampled99" in job.rules.rankings
     shortlist = candidates(job.config.data.seed, job.data) if sampled else {}
-    return controls(job.dataset, job.data, job.rules, job.config.evaluation.k, shortlist, CACHE)
+    cache = CACHE if os.access(Path.cwd(), os.W_OK) else None
+    return controls(job.dataset, job.data, job.rules, job.config.evaluation.k, shortlist, cache)
 
 
 @dataclass(frozen=True)
@@ -220,19 +273,6 @@ def _on_ray(job: Prepared, plan: Plan) -> Iterator[Federation]:
         )
 
 
-def _resources(config: RunConfig, namespace: str) -> AbstractContextManager[Resources]:
-    if config.runtime.executor == "serial":
-        return nullcontext(session.local_resources())
-    return session.connected(config, namespace)
-
-
-def _memory(config: RunConfig, there: Resources) -> Resources:
-    """A local cluster reports what Ray set aside; what counts is what the machine has free."""
-    if config.runtime.executor == "ray" and session.is_remote(config):
-        return there
-    return Resources(there.cpus, there.gpus, session.local_resources().memory_bytes)
-
-
 def conclude(
     job: Prepared,
     run_id: str,
@@ -248,7 +288,10 @@ def conclude(
     stages = sorted({k for r in reports for k in r.seconds})
     took = {k: statistics.median(r.seconds.get(k, 0.0) for r in reports) for k in stages}
     timing = {"total": seconds, "rounds": float(len(reports)), **{f"{k}_median": v for k, v in took.items()}}
-    return Result(run_id, outcome, tests, timing, flags_of(job, outcome, tests))
+    alone = {"local_only": outcome.local_only["valid"]} if outcome.local_only else {}
+    valid = {**{name: found["valid"] for name, found in control.items()}, **alone}
+    references = {name: found[job.rules.select_on] for name, found in valid.items()}
+    return Result(run_id, outcome, tests, references, timing, flags_of(job, outcome, tests))
 
 
 def flags_of(job: Prepared, outcome: Outcome, tests: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
@@ -278,60 +321,12 @@ def run_end(result: Result, job: Prepared, status: Status) -> RunEnd:
         "summary.json": json.dumps(result.summary(), indent=2, default=str),
         "table.md": end_markdown(dict(outcome.test), {k: dict(v) for k, v in result.control.items()}),
     }
-    return RunEnd(status, metrics, {"fedray.protocol_note": job.rules.note, **result.flags}, texts)
-
-
-def train_family(config: RunConfig, seeds: Sequence[int], console: Console) -> dict[str, Any]:
-    """One run per seed under one parent run; returns the summary with means and standard deviations."""
-    job = prepare(config)
-    tracker = make_tracker(config.tracking)
-    family = tracker.start_family(config, seeds, describe(job.dataset))
-    found: list[Result] = []
-    with _resources(config, f"fedray-{config.name}"):
-        for seed in seeds:
-            console.rule(f"seed {seed}")
-            one = config.with_seed(seed)
-            mine = Prepared(one, job.rules, job.dataset, job.data, build_for(one, job))
-            found.append(train(one, console, parent=family, job=mine))
-    summary = family_summary(family, seeds, found)
-    flat = {f"{s}/test/{k}": v for s in ("mean", "std") for k, v in summary[s].items()}
-    tracker.finish_family(family, flat, family_table(summary))
-    console.print(family_table(summary))
-    console.print(tracker.where())
-    return summary
-
-
-def build_for(config: RunConfig, job: Prepared) -> Method:
-    """The method under another seed's configuration."""
-    return build(config, job.dataset.interactions.n_items, job.dataset.features)
-
-
-def family_summary(family: str, seeds: Sequence[int], found: Sequence[Result]) -> dict[str, Any]:
-    """Means and sample standard deviations over seeds, beside each seed's own summary."""
-    names = list(found[0].outcome.test)
-    values = {k: [r.outcome.test[k] for r in found] for k in names}
-    mean = {k: statistics.fmean(v) for k, v in values.items()}
-    std = {k: statistics.stdev(v) if len(v) > 1 else 0.0 for k, v in values.items()}
-    each = [r.summary() for r in found]
-    control = each[0]["control"]
-    return {
-        "run_id": family, "seeds": list(seeds), "test": mean, "mean": mean, "std": std, "runs": each,
-        "control": control,
-        "validation": {k: statistics.fmean(r["validation"][k] for r in each) for k in each[0]["validation"]},
-        "seconds": {"total": sum(r["seconds"]["total"] for r in each)},
-        "comm": {k: sum(r["comm"][k] for r in each) for k in ("bytes_down", "bytes_up")},
-    }  # fmt: skip
-
-
-def family_table(summary: Mapping[str, Any]) -> str:
-    """Markdown: mean and standard deviation over seeds."""
-    rows = [f"| {k} | {v:.4f} | {summary['std'][k]:.4f} |" for k, v in summary["mean"].items()]
-    seeds = ", ".join(map(str, summary["seeds"]))
-    return "\n".join([f"seeds {seeds}", "", "| metric | mean | std |", "|---|---|---|", *rows])
+    tags = {"fedray.protocol_note": job.rules.note, **result.flags}
+    return RunEnd(status, metrics, tags, texts, result.references)
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """SIGINT and SIGTERM become `Terminated`, so that the run is closed whichever it was."""
 
     def stop(signum: int, frame: Any) -> None:
@@ -347,6 +342,20 @@ def _signals_raise() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def check_outputs(summary: Path | None, save: Path | None) -> None:
+    """Refuse, before any training, paths that could not be written after it."""
+    if summary is not None and (summary.is_dir() or not _can_hold(summary.parent)):
+        raise ConfigError(f"--summary {summary}", "a file in a writable folder")
+    if save is not None and not _can_hold(save):
+        raise ConfigError(f"--save {save}", "a writable folder, or one that can be made")
+
+
+def _can_hold(folder: Path) -> bool:
+    """Whether files can be written into `folder`, made if need be."""
+    here = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    return here.is_dir() and os.access(here, os.W_OK)
 
 
 def write_summary(file: Path, summary: Mapping[str, Any]) -> None:

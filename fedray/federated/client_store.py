@@ -58,12 +58,6 @@ class ClientStore:
     tuned: TunedRows | None
     bases: Mapping[int, Arrays]
 
-    def nbytes(self) -> int:
-        """Bytes held in arrays."""
-        tuned = [] if self.tuned is None else [self.tuned.rows, *self.tuned.values.values()]
-        bases = [a for params in self.bases.values() for a in params.values()]
-        return sum(a.nbytes for a in [*self.private.values(), *tuned, *bases])
-
 
 def fresh(private: Arrays, n_clients: int, tables: Mapping[str, Float[np.ndarray, "M ..."]]) -> ClientStore:
     """Clients that never trained. `tables`: the tuned tables' shapes (empty where the method tunes none)."""

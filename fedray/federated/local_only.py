@@ -21,8 +21,10 @@ SPLITS: tuple[Split, ...] = ("valid", "test")
 
 
 def local_only(host: ClientHost, rounds: int) -> dict[str, MetricSums]:
-    """Metric sums of this host's clients after `rounds` rounds alone. A block of clients at a time, each with a
-    whole table of its own, so memory stays at WIDTH tables."""
+    """Metric sums of this host's clients after `rounds` rounds alone; all train in all rounds, on the CPU.
+
+    A block of clients at a time, each with a whole table of its own, so memory stays at WIDTH tables.
+    """
     blocks = [np.arange(i, min(i + WIDTH, len(host.data))) for i in range(0, len(host.data), WIDTH)]
     found = [_block(host, who, rounds) for who in blocks]
     return {s: reduce(MetricSums.merge, (f[s] for f in found), MetricSums.zero()) for s in SPLITS}
@@ -35,14 +37,17 @@ def _block(host: ClientHost, who: Int[np.ndarray, " k"], rounds: int) -> dict[st
     for round_ in range(rounds):
         own = _train_alone(host, who, own, round_)
     tables = {k: torch.from_numpy(v) for k, v in own.items()}
-    # one client at a time: a batched product would depend on how many clients this host has
-    scores = torch.stack([host.method.score({k: v[i] for k, v in tables.items()}) for i in range(len(who))]).numpy()
+    # one client at a time, each at the start of its own memory: a product may depend on its batch and alignment
+    alone = ({k: v[i].clone() for k, v in tables.items()} for i in range(len(who)))
+    scores = torch.stack([host.method.score(own) for own in alone]).numpy()
     return {split: measure(host, who, scores, split) for split in SPLITS}
 
 
 def _train_alone(host: ClientHost, who: Int[np.ndarray, " k"], own: Arrays, round_: int) -> Arrays:
     method = host.method
     samples = samples_of(host, who, round_)
+    if len(samples.rows) == 0:
+        return own
     index = np.repeat(np.arange(len(who)), samples.n_rows()) * host.data.n_items + samples.rows
     start = LocalStart(
         {k: _flat(own[k]) for k in method.shared_rows},

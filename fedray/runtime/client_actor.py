@@ -33,7 +33,7 @@ class ClientActor:
 
     def ready(self) -> dict[str, Any]:
         """Who is here."""
-        return {"pid": os.getpid(), "clients": len(self._host.data), "node": _node()}
+        return {"pid": os.getpid(), "clients": len(self._host.data)}
 
     def train(self, params: Arrays, round_: int, limit: np.uint64) -> TrainReport:
         """One round; see `clients.train`."""
@@ -70,7 +70,3 @@ Remote = ray.remote(ClientActor)
 def _own(params: Arrays) -> Arrays:
     """A copy: what arrived is a read-only view, and keeping it would keep it in the node's object store."""
     return {k: v.copy() for k, v in params.items()}
-
-
-def _node() -> str:
-    return ray.get_runtime_context().get_node_id()

@@ -27,14 +27,13 @@ class RayExecutor:
     def train(self, broadcast: Broadcast, limit: np.uint64) -> TrainReport:
         """See `federated.executor.Executor`."""
         params = self._ref(broadcast)
-        refs = [a.train.remote(params, broadcast.round, limit) for a in self._actors]
-        return merge_reports(as_they_land(refs), max)
+        return merge_reports(as_they_land([a.train.remote(params, broadcast.round, limit) for a in self._actors]), max)
 
     def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
         """See `federated.executor.Executor`."""
         params = self._ref(broadcast)
-        refs = [a.evaluate.remote(params, broadcast.round, splits, which) for a in self._actors]
-        return merge_sums(as_they_land(refs), max)
+        call = (params, broadcast.round, splits, which)
+        return merge_sums(as_they_land([a.evaluate.remote(*call) for a in self._actors]), max)
 
     def keep_best(self) -> None:
         """Queued behind the evaluation; nothing to wait for."""
@@ -43,8 +42,8 @@ class RayExecutor:
 
     def local_only(self, rounds: int) -> Sums:
         """See `federated.executor.Executor`."""
-        refs = [a.local_only.remote(rounds) for a in self._actors]
-        return merge_sums(((sums, {}) for sums in as_they_land(refs)), max)[0]
+        landing = as_they_land([a.local_only.remote(rounds) for a in self._actors])
+        return merge_sums(((sums, {}) for sums in landing), max)[0]
 
     def save(self, folder: str) -> list[str]:
         """Every actor writes its clients' best state; the files."""
@@ -63,11 +62,10 @@ class RayExecutor:
 
 
 def as_they_land(refs: list[Any]) -> Iterator[Any]:
-    """Results in order of arrival; sums are exact, so the order cannot matter."""
-    left = list(refs)
-    while left:
-        done, left = ray.wait(left, num_returns=1)
-        yield get(done[0])
+    """Results in order of arrival; sums are exact, so the order cannot matter. A result is freed once it is folded."""
+    while refs:
+        done, refs = ray.wait(refs, num_returns=1)
+        yield get(done.pop())
 
 
 def get(ref: Any) -> Any:
@@ -78,15 +76,15 @@ def get(ref: Any) -> Any:
         if isinstance(error.cause, FedrayError):
             raise error.cause from None
         raise
-    except (exceptions.ActorDiedError, exceptions.ActorUnavailableError) as error:
+    except exceptions.RayError as error:
         raise ActorLostError(
-            f"an actor died: {_cause(error)}",
-            "all actors alive",
+            f"an actor was lost ({type(error).__name__}): {_cause(error)}",
+            "all actors alive to the end",
             "Look at the memory of the machine and at `ray logs`; start the run again.",
         ) from error
 
 
 def _cause(error: Exception) -> str:
     """The last line of what Ray knows: for an error in an actor's start that is the error itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no details"]
     return lines[-1] if "creation task" in lines[0] else lines[0]

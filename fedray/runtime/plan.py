@@ -1,8 +1,10 @@
 """What a run will need, before anything starts: actors, memory, traffic, time. Refused with figures if it cannot fit.
 
-Memory and time are estimates from measured constants (named below); traffic is exact up to the negatives drawn.
+Memory and time are estimates from measured constants (named below); traffic is exact up to the negatives drawn and the
+factors that weight decay adds.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +28,12 @@ NS_PER_SAMPLE = {"compiled": 2.0, "vmap": 40.0}
 
 @dataclass(frozen=True)
 class Resources:
-    """What there is."""
+    """What there is; `nodes` are the CPUs of each node (empty: one node with all)."""
 
     cpus: float
     gpus: float
     memory_bytes: float
+    nodes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,14 @@ class Plan:
 
 def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resources) -> Plan:
     """The plan for this run on these resources. Raises `PlacementError` for a GPU that is not there."""
-    device = pick_device(config, there)
+    device = pick_device(config, method, there)
     actors = count_actors(config, len(data), there, device)
     cohort = cohort_size(len(data), config.train.clients_per_round)
     share = cohort / max(len(data), 1)
     rows = touched_rows(config, data)
+    shared = method.init_server(config.seed)
+    row_width = sum(shared[k][0].size for k in method.shared_rows)
+    dense = sum(shared[k].size for k in method.shared_dense)
     path = "compiled" if compiled(method, config.train, device) else "vmap"
     actor_bytes = PROCESS_BYTES + client_bytes(config, method, data, rows) / actors + _sum_bytes(config, data)
     serial = config.runtime.executor == "serial"
@@ -70,22 +76,22 @@ def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resour
         path=path,
         actor_bytes=actor_bytes,
         total_bytes=actor_bytes if serial else actors * actor_bytes + RAY_BYTES + 2 * PROCESS_BYTES,
-        up_bytes=float(rows.sum()) * share * 4 * (config.backbone.dim + 1),
-        down_bytes=cohort * 4.0 * data.n_items * config.backbone.dim,
+        up_bytes=share * 4 * (rows.sum() * (1 + row_width) + len(data) * dense),
+        down_bytes=cohort * sum(float(v.nbytes) for v in shared.values()),
         round_seconds=_seconds(config, data, share, path) / min(actors, max(there.cpus, 1)),
         executor=config.runtime.executor,
     )
 
 
-def pick_device(config: RunConfig, there: Resources) -> str:
-    """auto: a GPU if there is one and the method gains from it; today's compiled kernels are for the CPU."""
+def pick_device(config: RunConfig, method: Method, there: Resources) -> str:
+    """auto: the CPU where the compiled kernel does the work, else a GPU if there is one."""
     wanted = config.runtime.device
     if wanted == "cuda" and there.gpus <= 0:
-        raise PlacementError("runtime.device is cuda and Ray sees no GPU", "a GPU", "Use runtime.device=auto or cpu.")
+        raise PlacementError("runtime.device is cuda and there is no GPU", "a GPU", "Use runtime.device=auto or cpu.")
     if wanted == "cuda" and config.train.path == "compiled":
         raise UnsupportedError("train.path: compiled on cuda", "the CPU", "Use train.path=auto.")
     if wanted == "auto":
-        return "cuda" if there.gpus > 0 and config.train.path != "compiled" else "cpu"
+        return "cuda" if there.gpus > 0 and not compiled(method, config.train, "cpu") else "cpu"
     return wanted
 
 
@@ -125,8 +131,12 @@ def _sum_bytes(config: RunConfig, data: ClientData) -> float:
 
 
 def _cpus(actors: int, there: Resources, device: str) -> float:
-    per = there.cpus / actors
-    return 1.0 if per >= 1 and device == "cpu" else max(0.001, float(np.floor(per * 1000) / 1000))
+    """CPUs to ask for per actor: at most one, and so little that all fit, node by node; in Ray's steps of 0.0001."""
+    nodes = there.nodes or (there.cpus,)
+    ask = min(1.0, sum(nodes) / actors) if device == "cpu" else 0.5 * min(1.0, sum(nodes) / actors)
+    while sum(math.floor(n / ask + 1e-9) for n in nodes) < actors:
+        ask *= 0.9
+    return max(0.0001, math.floor(ask * 1e4) / 1e4)
 
 
 def _seconds(config: RunConfig, data: ClientData, share: float, path: str) -> float:
@@ -137,15 +147,22 @@ def _seconds(config: RunConfig, data: ClientData, share: float, path: str) -> fl
 
 
 def check(plan: Plan, config: RunConfig, there: Resources) -> None:
-    """Refuse a plan that cannot fit, with the figures and what would."""
+    """Refuse a plan that cannot be placed or cannot fit, with the figures and what would."""
+    if plan.gpus_per_actor * plan.actors > there.gpus + 1e-9:
+        raise PlacementError(
+            f"{plan.actors} actors ask for {plan.gpus_per_actor:g} GPU each",
+            f"at most the {there.gpus:g} GPUs there are",
+            "Use runtime.actors=auto, or a smaller runtime.gpu_share.",
+        )
     limit = config.runtime.memory_limit_gb * 1e9 or there.memory_bytes
     if plan.total_bytes <= limit:
         return
-    fewer = max(1, int((limit - RAY_BYTES - 2 * PROCESS_BYTES) / plan.actor_bytes))
+    alone = plan.total_bytes - (plan.actors - 1) * PROCESS_BYTES
     raise MemoryPlanError(
         f"{plan.actors} actors of {_gb(plan.actor_bytes)} need {_gb(plan.total_bytes)} in all",
         f"at most {_gb(limit)} ({'runtime.memory_limit_gb' if config.runtime.memory_limit_gb else 'free memory'})",
-        f"Use runtime.clients_per_actor=auto with runtime.actors={fewer}, a smaller backbone.dim, or more nodes.",
+        f"With runtime.actors=1 it would be about {_gb(alone)}, with runtime.executor=serial "
+        f"{_gb(alone - RAY_BYTES - 2 * PROCESS_BYTES)}; a smaller backbone.dim needs less, more nodes have more.",
     )
 
 

@@ -1,9 +1,11 @@
 """Connect to Ray or start it, place a run's actors, and leave nothing behind."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,8 +13,9 @@ import ray
 from ray import exceptions
 
 from fedray.config import RunConfig
-from fedray.errors import ClusterError, PlacementError
+from fedray.errors import ClusterError, PlacementError, Terminated
 from fedray.runtime import client_actor, driver_actor
+from fedray.runtime.address import reachable
 from fedray.runtime.executor import get
 from fedray.runtime.plan import Plan, Resources, even_shards, shards
 from fedray.types import ClientData, ItemFeatures
@@ -26,55 +29,92 @@ QUIET = {
 
 
 @contextmanager
-def connected(config: RunConfig, namespace: str) -> Iterator[Resources]:
-    """A connection to the configured cluster, or a local one that ends with this block."""
+def connected(config: RunConfig, namespace: str, there: Resources) -> Iterator[None]:
+    """A connection to the configured cluster, or a local one of size `there` that ends with this block."""
     mine = not ray.is_initialized()
     if mine:
-        _init(config, namespace)
+        try:
+            _init(config, namespace, there)
+        except SystemExit:  # Ray's own answer to SIGTERM while it starts
+            ray.shutdown()
+            raise Terminated from None
     try:
-        yield resources()
+        yield
     finally:
         if mine:
             ray.shutdown()
 
 
-def _init(config: RunConfig, namespace: str) -> None:
-    address = config.runtime.address or os.environ.get("RAY_ADDRESS", "")
+def _init(config: RunConfig, namespace: str, there: Resources) -> None:
+    address = remote_address(config)
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "namespace": namespace}
-    if not address:
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+            return
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        ray.init(address="local", include_dashboard=False, **quiet)
-        return
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, exceptions.AuthenticationError, ValueError, RuntimeError) as error:
-        raise ClusterError(
-            f"no Ray cluster at {address}: {str(error).splitlines()[0]}",
+        size = {"num_cpus": int(there.cpus), "num_gpus": int(there.gpus)}
+        ray.init(address="local", include_dashboard=False, **size, **quiet)
+    except (OSError, exceptions.RayError, ValueError, RuntimeError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, found: str) -> ClusterError:
+    first = (found.splitlines() or ["no details"])[0]
+    if address:
+        return ClusterError(
+            f"no Ray cluster at {address}: {first}",
             "a running cluster that lets you in",
             "Start one with `ray start --head`, set RAY_AUTH_MODE=token and a token if it wants one, "
-            "or leave runtime.address empty for a local cluster.",
-        ) from error
+            "or leave runtime.address and RAY_ADDRESS empty for a local cluster.",
+        )
+    return ClusterError(
+        f"Ray does not start here: {first}",
+        "a writable home (for the token, RAY_AUTH_TOKEN_PATH) and temporary folder (RAY_TMPDIR)",
+        "Set those, or use runtime.executor=serial.",
+    )
+
+
+def probe(config: RunConfig) -> None:
+    """Fail within seconds where Ray itself would try an address for minutes."""
+    address = remote_address(config)
+    if not reachable(address):
+        raise _no_cluster(address, "nobody answers")
 
 
 def resources() -> Resources:
-    """What the connected cluster has in all."""
+    """What the connected cluster has."""
     total = ray.cluster_resources()
     memory = total.get("memory", 0.0) + total.get("object_store_memory", 0.0)
-    return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), memory)
+    nodes = tuple(n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"])
+    return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), memory, tuple(n for n in nodes if n > 0))
 
 
 def local_resources() -> Resources:
-    """What this machine has, as Ray would count it, without starting Ray."""
+    """What this machine, or the container round this process, has free, without starting Ray."""
     import torch
 
-    gpus = float(torch.cuda.device_count())
-    return Resources(float(os.cpu_count() or 1), gpus, float(psutil.virtual_memory().available))
+    cpus = min(len(os.sched_getaffinity(0)), _cgroup("cpu.max", os.cpu_count() or 1))
+    free = float(psutil.virtual_memory().available)
+    limit = _cgroup("memory.max", math.inf)
+    if limit < math.inf:
+        free = min(free, limit - _cgroup("memory.current", 0.0))
+    return Resources(float(max(1, int(cpus))), float(torch.cuda.device_count()), float(free))
 
 
-def is_remote(config: RunConfig) -> bool:
-    """Whether the run joins a cluster that was there before it."""
-    return bool(config.runtime.address or os.environ.get("RAY_ADDRESS"))
+def _cgroup(name: str, otherwise: float) -> float:
+    """A limit of this container (cgroup v2): bytes, or CPUs as quota over period."""
+    try:
+        first, *period = (Path("/sys/fs/cgroup") / name).read_text().split()
+        return float(first) / float(period[0]) if period else float(first)
+    except (OSError, ValueError, IndexError):
+        return otherwise
+
+
+def remote_address(config: RunConfig) -> str:
+    """Of the cluster to join; empty: a local one is started."""
+    return config.runtime.address or os.environ.get("RAY_ADDRESS", "")
 
 
 @dataclass(frozen=True)

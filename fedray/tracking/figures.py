@@ -100,16 +100,13 @@ def _loss(axes: Axes, reports: Sequence[RoundReport]) -> None:
 
 
 def _quality(axes: Axes, reports: Sequence[RoundReport], metric: str, controls: Mapping[str, float]) -> None:
-    stem, _, k = metric.rpartition("_at_")
-    names = [n for n in _names(reports) if n.startswith("val/") and n.endswith(f"_at_{k}")] if stem else []
-    names = [f"val/{metric}", *(n for n in names if n != f"val/{metric}" and "sampled" not in n)]
-    for i, name in enumerate(names):
-        bold = name == f"val/{metric}"
-        axes.plot(*_series(reports, name), color=PALETTE[i % len(PALETTE)], lw=2.2 if bold else 1.2, label=name)
+    """The selecting metric and its validation controls, each named at its line's end."""
+    axes.plot(*_series(reports, f"val/{metric}"), color=PALETTE[0], lw=2.2, label="this run")
+    last = reports[-1].round if reports else 0
     for i, (name, value) in enumerate(sorted(controls.items(), key=lambda kv: -kv[1])):
-        style = CONTROL_STYLES[i % len(CONTROL_STYLES)]
-        axes.axhline(value, color=GREY, ls=style, lw=1.2, label=f"control {name}: {metric}")
-    _dress(axes, "Validation quality and controls", "round", "metric value")
+        axes.axhline(value, color=GREY, ls=CONTROL_STYLES[i % len(CONTROL_STYLES)], lw=1.2)
+        axes.annotate(f" {name}", (last, value), (4, 0), textcoords="offset points", fontsize=8, va="center")
+    _dress(axes, f"Validation {metric} and its controls", "round", metric)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
 

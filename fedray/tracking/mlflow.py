@@ -7,6 +7,9 @@ dead store left behind.
 """
 
 import json
+import os
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -135,7 +138,7 @@ class MlflowTracker:
         else:
             head = (
                 f"MLflow: {self._shown_uri}\n"
-                f"open it with: mlflow ui --backend-store-uri {self._shown_uri}\n"
+                f"open it with: {_mlflow_command()} ui --backend-store-uri {self._shown_uri}\n"
                 f"then look at: {self.run_url()}"
             )
         return f"{head}\n{self._waiting}" if self._waiting else head
@@ -326,7 +329,7 @@ def _last_records(run: _Run, end: RunEnd) -> list[Record]:
         store.tags_record(records.clean_tags(tags)),
         store.end_record(end.status),
         # After the end: an artifact store that is away must not leave the run open.
-        *(store.file_record(name, text) for name, text in end.texts.items()),
+        *(store.file_record(name, redact(text)) for name, text in end.texts.items()),
     ]
 
 
@@ -337,17 +340,19 @@ def _figures(run: _Run, end: RunEnd) -> dict[str, bytes]:
 
     metric = records.primary_metric(run.start.config).removeprefix("val/")
     title = f"{run.start.method}, {run.start.dataset.get('name', '')}, seed {run.start.config.seed}"
-    drawn = {"curves.png": figures.curves(run.reports, metric, _controls(end.metrics, metric), title)}
+    drawn = {"curves.png": figures.curves(run.reports, metric, end.references, title)}
     spread = figures.quantiles({**run.reports[-1].metrics, **end.metrics}, f"Quality per client: {title}")
     if spread is not None:
         drawn["quantiles.png"] = spread
     return {name: figures.png(figure) for name, figure in drawn.items()}
 
 
-def _controls(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
-    """`control/<name>/<metric>` by name."""
-    parts = {tuple(k.split("/", 2)): v for k, v in metrics.items() if k.startswith("control/")}
-    return {k[1]: v for k, v in parts.items() if len(k) == 3 and k[2] == metric}
+def _mlflow_command() -> str:
+    """`mlflow`, or its path where the environment was not activated."""
+    beside = Path(sys.executable).with_name("mlflow")
+    if shutil.which("mlflow") or not beside.exists():
+        return "mlflow"
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def _listed(seeds: Sequence[int]) -> str:

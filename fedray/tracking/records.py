@@ -130,7 +130,7 @@ def run_note(start: RunStart) -> str:
 def experiment_note(config: RunConfig, dataset: Mapping[str, Any]) -> str:
     """The experiment's description in Markdown."""
     rules = protocol(config.evaluation.protocol)
-    sizes = ", ".join(f"{value:,} {name}" for name, value in dataset.items() if isinstance(value, int) and value >= 0)
+    sizes = ", ".join(f"{dataset[name]:,} {name}" for name in ("users", "items", "interactions") if name in dataset)
     return (
         f"Federated recommendation on **{dataset.get('name', '')}** ({sizes or 'sizes unknown'}).\n\n"
         f"Protocol `{rules.name}`: {rules.note}. Compare runs within this experiment only.\n\n"

@@ -5,6 +5,7 @@ for a database that is not there): whoever calls decides about trying again.
 """
 
 import base64
+import fcntl
 import logging
 import os
 import socket
@@ -77,7 +78,8 @@ def connect(uri: str) -> MlflowClient:
     _hush()
     with answering(uri):
         _check_reachable(uri)
-        return MlflowClient(uri)
+        with _alone(uri):
+            return MlflowClient(uri)
 
 
 @contextmanager
@@ -205,6 +207,18 @@ def _check_reachable(uri: str) -> None:
     port = DATABASE_PORTS.get(parts.scheme.partition("+")[0])
     if port and parts.hostname:
         socket.create_connection((parts.hostname, parts.port or port), CONNECT_TIMEOUT_S).close()
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time makes the tables of a new database file: MLflow's own start is not safe against two."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _hush() -> None:

@@ -42,13 +42,15 @@ class RunEnd:
     """How a run ended.
 
     metrics: named as they are to appear (`test/ndcg_at_10`, `control/popularity/ndcg_at_10`); logged once,
-    at the last round. texts: file name -> content, for small reports such as `table.md`.
+    at the last round. references: control -> its validation value of the selecting metric, drawn
+    beside the curves. texts: file name -> content, for small reports such as `table.md`.
     """
 
     status: Status
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, float] = field(default_factory=dict)
 
 
 class Tracker(Protocol):

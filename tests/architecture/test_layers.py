@@ -17,7 +17,7 @@ LAYERS = [
     {"federated"},
     {"methods"},
     {"runtime", "tracking"},
-    {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io"},
+    {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io", "family"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
@@ -71,7 +71,7 @@ def test_imports_point_down():
     inner = [f for f in SOURCES if f != ROOT / "fedray" / "__init__.py"]
     upward = [(place(f), p) for f in inner for p in parts_imported(f) if LEVEL[p] > LEVEL[part_of(f)]]
     assert not upward
-    assert not imported(ROOT / "fedray" / "__init__.py")
+    assert imported(ROOT / "fedray" / "__init__.py") == {"os"}
 
 
 def test_parts_of_one_layer_do_not_import_in_a_circle():

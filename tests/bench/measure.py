@@ -134,8 +134,8 @@ def ray_rounds(data_name: str, repeats: int) -> dict[str, float]:
     config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"actors": 2})})
     data, method = prepared(config)
     serial = stages(config, data, method, repeats)["round"]
-    with session.connected(config, "fedray-bench") as there:
-        plan = make_plan(config, method, data, there)
+    with session.connected(config, "fedray-bench", session.local_resources()):
+        plan = make_plan(config, method, data, session.resources())
         with session.crew(config, plan, data) as crew:
             took = [get(crew.driver.step.remote())[0].seconds["round"] for _ in range(repeats + 1)]
             empty = get(crew.driver.overhead.remote(50))

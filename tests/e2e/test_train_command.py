@@ -69,6 +69,26 @@ def test_seeds_run_under_one_parent_and_report_mean_and_deviation(tmp_path):
     assert len(list((tmp_path / "runs").glob("*.jsonl"))) == 4
 
 
+def test_a_family_that_fails_is_closed_as_failed(tmp_path):
+    fedray("train", JOB, *SMALL, *SERIAL, *JSONL, "--set", "backbone.lr=1e30", "--seeds", "0..1", cwd=tmp_path)
+    ends = [json.loads(f.read_text().splitlines()[-1]) for f in (tmp_path / "runs").glob("*.jsonl")]
+    assert [e["status"] for e in ends] == ["FAILED", "FAILED"]
+
+
+def test_nobody_at_the_address_is_said_within_seconds(tmp_path):
+    begun = time.monotonic()
+    done = fedray("train", JOB, *SMALL, *JSONL, "--set", "runtime.address=127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 3 and "127.0.0.1:9" in done.stderr and time.monotonic() - begun < 20
+
+
+def test_a_folder_with_brackets_and_a_gone_reader_do_no_harm(tmp_path):
+    odd = tmp_path / "we[bold]ird[" / "x]"
+    odd.mkdir(parents=True)
+    done = fedray("train", JOB, *SMALL, *SERIAL, *JSONL, cwd=odd)
+    assert done.returncode == 0 and "we[bold]ird[" in done.stdout
+    assert events(odd / "runs")[-1]["status"] == "FINISHED"
+
+
 def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path):
     done = fedray("train", JOB, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0 and "actors" in done.stdout and "traffic" in done.stdout and "memory" in done.stdout
@@ -83,11 +103,15 @@ def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path):
         (["--set", "runtime.memory_limit_gb=0.01"], 3, "GB"),
         (["--set", "backbone.lr=1e30"], 1, "ower backbone.lr"),
         (["--seeds", "3..1"], 2, "--seeds"),
+        (["--seeds", "99999999999999999999"], 2, "--seeds"),
+        (["--summary", "."], 2, "--summary"),
+        (["--save", "file"], 2, "--save"),
         (["--set", "evaluation.k=[5,20]"], 2, "ndcg_at_10"),
         (["--set", "train.optimizer=adam", "--set", "train.weight_decay=0.1"], 2, "adam"),
     ],
 )
 def test_failures_have_one_line_and_their_exit_code(tmp_path, args, code, says):
+    (tmp_path / "file").write_text("")
     done = fedray("train", JOB, *SMALL, *SERIAL, *JSONL, *args, cwd=tmp_path)
     assert done.returncode == code and says in done.stderr and "Traceback" not in done.stderr
 
@@ -136,6 +160,9 @@ def test_a_saved_model_scores_the_same_when_loaded(tmp_path):
     assert again.returncode == 0, again.stderr
     a, b = (json.loads((tmp_path / f).read_text()) for f in ("a.json", "b.json"))
     assert a["test"] == b["test"]
+    for other in ("backbone.dim=8", "seed=3", "evaluation.protocol=paper/pfedrec"):
+        refused = fedray("evaluate", "model", "--set", other, cwd=tmp_path)
+        assert refused.returncode == 2 and "UnsupportedError" in refused.stderr
     (tmp_path / "model" / "server.safetensors").write_bytes(b"torn")
     torn = fedray("evaluate", "model", cwd=tmp_path)
     assert torn.returncode == 2 and "server.safetensors" in torn.stderr

@@ -128,3 +128,17 @@ def test_hosts_in_another_executor_order_are_the_same():
     run_a, _ = rounds.step(rounds.start(config, method), a)
     run_b, _ = rounds.step(rounds.start(config, method), b)
     np.testing.assert_array_equal(run_a.state.params["item_embedding"], run_b.state.params["item_embedding"])
+
+
+@pytest.mark.parametrize(("dim", "items"), [(7, 83), (33, 61)])
+def test_packing_changes_nothing_at_sizes_that_fit_no_vector_register(dim, items):
+    """The library under torch picks its code by alignment, which an odd size makes differ from slot to slot."""
+    data = tiny_data(clients=23, items=items)
+    method = {"backbone": {"name": "fcf", "dim": dim}, "plugins": {"dualper": {"item_lr_scale": 10}}}
+    for path in ("compiled", "vmap"):
+        config = tiny_config(method, {"path": path}, evaluation={"k": [10], "local_only": True})
+        whole = run(config, data)
+        for packing in packings(23).values():
+            other = run(config, data, packing)
+            assert_same(everything(*whole), everything(*other))
+            assert other[2].local_only == whole[2].local_only

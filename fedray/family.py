@@ -1,0 +1,98 @@
+"""Several seeds of one job as a family: a run each, under one parent run with their means and deviations."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from fedray.config import RunConfig
+from fedray.data.dataset import describe
+from fedray.errors import Terminated
+from fedray.federated.method import Method
+from fedray.job import Prepared, Result, placed, prepare, say, shown, signals_raise, train
+from fedray.methods import build
+from fedray.tracking.tracker import make_tracker
+
+
+def train_family(config: RunConfig, seeds: Sequence[int], console: Console) -> dict[str, Any]:
+    """One run per seed under one parent run; returns the summary with means and standard deviations."""
+    job = prepare(config)
+    tracker = make_tracker(config.tracking)
+    family = tracker.start_family(config, seeds, describe(job.dataset))
+    try:
+        with signals_raise():
+            found = _each_seed(job, seeds, family, console)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | Terminated | SystemExit)
+        tracker.finish_family(family, {}, "", "KILLED" if stopped else "FAILED")
+        raise
+    summary = family_summary(family, seeds, found)
+    table = family_table(summary, shown(config, job.rules))
+    tracker.finish_family(family, family_metrics(summary, shown(config, job.rules)), table)
+    say(console, table)
+    say(console, tracker.where())
+    return summary
+
+
+def _each_seed(job: Prepared, seeds: Sequence[int], family: str, console: Console) -> list[Result]:
+    found = []
+    with placed(job):
+        for seed in seeds:
+            console.rule(f"seed {seed}")
+            config = job.config.with_seed(seed)
+            found.append(train(config, console, family, job=replace(job, config=config, method=build_for(config, job))))
+    return found
+
+
+def build_for(config: RunConfig, job: Prepared) -> Method:
+    """The method under another seed's configuration."""
+    return build(config, job.dataset.interactions.n_items, job.dataset.features)
+
+
+def family_summary(family: str, seeds: Sequence[int], found: Sequence[Result]) -> dict[str, Any]:
+    """Means over seeds under the keys of one run's summary, `std` beside `test`, and each seed's own in `runs`."""
+    each = [r.summary() for r in found]
+    test = [r["test"] for r in each]
+    return {
+        "run_id": family,
+        "seeds": list(seeds),
+        "test": mean_of(test),
+        "std": {k: statistics.stdev(t[k] for t in test) if len(test) > 1 else 0.0 for k in test[0]},
+        "validation": mean_of([r["validation"] for r in each]),
+        "control": {name: mean_of([r["control"][name] for r in each]) for name in each[0]["control"]},
+        "seconds": {"total": sum(r["seconds"]["total"] for r in each)},
+        "comm": {k: sum(r["comm"][k] for r in each) for k in ("bytes_down", "bytes_up")},
+        "flags": {k: v for r in each for k, v in r["flags"].items()},
+        "runs": each,
+    }
+
+
+def mean_of(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Key by key."""
+    return {k: statistics.fmean(p[k] for p in parts) for k in parts[0]}
+
+
+def wanted(names: Iterable[str], ks: Sequence[int]) -> list[str]:
+    """HR and NDCG at the cut-offs of the table."""
+    return [n for n in names if n.endswith(tuple(f"{kind}_at_{k}" for kind in ("hr", "ndcg") for k in ks))]
+
+
+def family_metrics(summary: Mapping[str, Any], ks: Sequence[int]) -> dict[str, float]:
+    """What a parent run shows: `mean/test/ndcg_at_10`, `std/test/...`."""
+    parts = (("mean", summary["test"]), ("std", summary["std"]))
+    return {f"{s}/test/{k}": found[k] for s, found in parts for k in wanted(found, ks)}
+
+
+def family_table(summary: Mapping[str, Any], ks: Sequence[int]) -> str:
+    """Markdown: mean and standard deviation over seeds, beside the controls."""
+    control = summary["control"]
+    head = ["test", "mean", "std", *control]
+    rows = [
+        [f"{summary['test'][k]:.4f}", f"{summary['std'][k]:.4f}", *(f"{control[c][k]:.4f}" for c in control)]
+        for k in wanted(summary["test"], ks)
+    ]
+    lines = [f"| {k} | {' | '.join(r)} |" for k, r in zip(wanted(summary["test"], ks), rows, strict=True)]
+    seeds = ", ".join(map(str, summary["seeds"]))
+    return "\n".join([f"seeds {seeds}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *lines])
