@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+# Before any Ray starts in this process: the first start decides its authentication for good, and a bare start would
+# write a token into the user's home.
+os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"})
+
 NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
 
 
