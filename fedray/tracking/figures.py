@@ -100,15 +100,14 @@ def _loss(axes: Axes, reports: Sequence[RoundReport]) -> None:
 
 
 def _quality(axes: Axes, reports: Sequence[RoundReport], metric: str, controls: Mapping[str, float]) -> None:
-    """The selecting metric and its validation controls, each named at its line's end."""
+    """The selecting metric and its validation controls as level lines."""
     axes.plot(*_series(reports, f"val/{metric}"), color=PALETTE[0], lw=2.2, label="this run")
-    last = reports[-1].round if reports else 0
     for i, (name, value) in enumerate(sorted(controls.items(), key=lambda kv: -kv[1])):
-        axes.axhline(value, color=GREY, ls=CONTROL_STYLES[i % len(CONTROL_STYLES)], lw=1.2)
-        axes.annotate(f" {name}", (last, value), (4, 0), textcoords="offset points", fontsize=8, va="center")
+        style = CONTROL_STYLES[i % len(CONTROL_STYLES)]
+        axes.axhline(value, color=GREY, ls=style, lw=1.2, label=f"{name} {value:.3f}")
     _dress(axes, f"Validation {metric} and its controls", "round", metric)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(framealpha=0.8, edgecolor="none", fontsize=7)
 
 
 def _stages(axes: Axes, reports: Sequence[RoundReport]) -> None:

@@ -24,7 +24,8 @@ def test_curves_have_titles_labels_and_every_control():
     assert all(a.get_title(loc="left") and a.get_xlabel() and a.get_ylabel() for a in figure.axes)
     quality = figure.axes[1]
     assert list(quality.lines[0].get_ydata()) == [0.01, 0.02, 0.03, 0.04, 0.05]
-    assert {t.get_text().strip() for t in quality.texts} == {"popularity", "ease"}
+    legend = [t.get_text() for t in quality.get_legend().get_texts()]
+    assert legend == ["this run", "ease 0.080", "popularity 0.020"]
     traffic = figure.axes[3].lines[0]
     assert list(traffic.get_xdata()) == [1.5, 3.0, 4.5, 6.0, 7.5]
     assert png(figure).startswith(b"\x89PNG")
