@@ -34,7 +34,7 @@ from fedray.progress import Progress
 from fedray.runtime import plan as planning
 from fedray.runtime import session
 from fedray.runtime.executor import get
-from fedray.runtime.plan import Plan
+from fedray.runtime.plan import Plan, Resources
 from fedray.tracking.tracker import RunEnd, RunStart, Status, Tracker, make_tracker
 from fedray.types import ClientData, Dataset, RoundReport
 
@@ -92,19 +92,23 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def dry_run(config: RunConfig, console: Console) -> Plan:
-    """Print the plan; start nothing."""
-    job = prepare(config)
-    plan = local_plan(job)
-    say(console, planning.render(plan, config))
+    """Print the plan, and refuse it if it does not fit; start nothing."""
+    plan = local_plan(prepare(config), console)
     if address := session.remote_address(config):
         say(console, f"this is the plan for this machine; the run itself will ask the cluster at {address}")
     return plan
 
 
-def local_plan(job: Prepared) -> Plan:
-    """The plan on this machine, refused if it does not fit."""
-    there = session.local_resources()
+def local_plan(job: Prepared, console: Console | None) -> Plan:
+    """The plan on this machine: printed, then refused if it does not fit."""
+    return checked_plan(job, session.local_resources(), console)
+
+
+def checked_plan(job: Prepared, there: Resources, console: Console | None) -> Plan:
+    """The plan on these resources: printed where there is a console, then refused if it does not fit."""
     plan = planning.make_plan(job.config, job.method, job.data, there)
+    if console is not None:
+        say(console, planning.render(plan, job.config))
     planning.check(plan, job.config, there)
     return plan
 
@@ -120,7 +124,7 @@ def train(
     begun = time.perf_counter()
     with signals_raise(), ExitStack() as stack:
         job = job or prepare(config)
-        plan = stack.enter_context(placed(job))
+        plan = stack.enter_context(placed(job, console))
         stack.enter_context(signals_raise())  # again: ray.init sets a SIGTERM handler of its own
         tracker = make_tracker(config.tracking)
         start = RunStart(config, config.method_name(), describe(job.dataset), {}, parent, planning.render(plan, config))
@@ -141,20 +145,17 @@ def train(
 
 
 @contextmanager
-def placed(job: Prepared) -> Iterator[Plan]:
-    """The plan, checked before anything starts; then Ray, if the plan wants it."""
+def placed(job: Prepared, console: Console | None = None) -> Iterator[Plan]:
+    """The plan, printed and checked; and Ray, if the plan wants it. A local Ray starts only after that."""
     config, namespace = job.config, f"fedray-{job.config.name}-s{job.config.seed}"
     if config.runtime.executor == "serial":
-        yield local_plan(job)
+        yield local_plan(job, console)
     elif session.remote_address(config):
         session.probe(config)
         with session.connected(config, namespace, session.local_resources()):
-            there = session.resources()
-            plan = planning.make_plan(config, job.method, job.data, there)
-            planning.check(plan, config, there)
-            yield plan
+            yield checked_plan(job, session.resources(), console)
     else:
-        plan = local_plan(job)
+        plan = local_plan(job, console)
         with session.connected(config, namespace, session.local_resources()):
             yield plan
 
@@ -169,9 +170,9 @@ def _tracked(
     begun: float,
 ) -> Result:
     config = job.config
-    say(console, planning.render(plan, config))
-    if in_job_package() and config.tracking.backend != "none" and "://" in config.tracking.uri[:10]:
-        warn_of_lost_store(console, config)
+    if store_goes_away(config):
+        text = "tracking.uri is a file in this job's own folder, which Ray removes: set it to a server"
+        console.print(text, style="yellow", markup=False)
     with console.status("controls: popularity, central EASE (kept for the next run on these data)"):
         control = measured_controls(job)
     reports: list[RoundReport] = []
@@ -204,16 +205,11 @@ def shown(config: RunConfig, rules: Protocol) -> list[int]:
     return sorted({int(rules.select_on.rsplit("_", 1)[1]), max(config.evaluation.k)})
 
 
-def in_job_package() -> bool:
-    """Whether this is a submitted job, working in the unpacked copy that Ray throws away."""
-    return "_ray_pkg_" in str(Path.cwd())
-
-
-def warn_of_lost_store(console: Console, config: RunConfig) -> None:
-    """A relative store in a submitted job goes away with the job's folder."""
-    if config.tracking.uri.startswith("sqlite:///") and not config.tracking.uri.startswith("sqlite:////"):
-        text = "tracking.uri is a file in this job's own folder, which Ray removes: set it to a server"
-        console.print(text, style="yellow", markup=False)
+def store_goes_away(config: RunConfig) -> bool:
+    """Whether this is a submitted job that records its run in the unpacked package, which Ray throws away."""
+    file = config.tracking.uri.removeprefix("sqlite:///")
+    relative = "://" not in file and not file.startswith("/")
+    return "_ray_pkg_" in str(Path.cwd()) and config.tracking.backend != "none" and relative
 
 
 def measured_controls(job: Prepared) -> Controls:
