@@ -19,6 +19,8 @@ def main() -> None:
         found["round"] = measure.stages(config, data, method, 20)
     found["round"] |= {"clients": len(data), "interactions": int(data.train.lengths().sum())}
     found["round"]["peak_pss_gib"] = memory.peak / 2**30
+    for what in ("clients", "interactions"):
+        found["round"][f"{what}_per_s_per_core"] = found["round"][what] / found["round"]["round"]
     found["methods"] = {name: measure.ratios(name, "ml-100k", 12) for name in measure.METHODS}
     found["ray"] = {name: measure.ray_rounds(name, 8) for name in sets}
     text = "\n\n".join([round_table(found["round"]), ratio_table(found["methods"]), ray_table(found["ray"])])
@@ -32,7 +34,6 @@ def main() -> None:
 def round_table(r: dict) -> str:
     """Milliseconds per stage, and what they come to."""
     names = ("samples", "train", "aggregate", "server", "evaluate", "round")
-    per = r["round"]
     return "\n".join(
         [
             "One round of PFedRec on ML-100K (943 clients, 99-candidate validation and test), one thread, ms:",
@@ -41,7 +42,8 @@ def round_table(r: dict) -> str:
             "|" + "---|" * len(names),
             f"| {' | '.join(f'{1000 * r[k]:.1f}' for k in names)} |",
             "",
-            f"{r['clients'] / per:,.0f} clients/s and {r['interactions'] / per:,.0f} training interactions/s per core; "
+            f"{r['clients_per_s_per_core']:,.0f} clients/s and {r['interactions_per_s_per_core']:,.0f} training "
+            f"interactions/s per core; "
             f"{r['bytes_up'] / 1e6:.1f} MB up and {r['bytes_down'] / 1e6:.1f} MB down for all clients; "
             f"peak memory of the process {r['peak_pss_gib']:.2f} GiB.",
         ]
