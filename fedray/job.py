@@ -191,7 +191,7 @@ def show_end(console: Console, result: Result, ks: list[int], where: str) -> Non
     """The table, what does not look right, and where the run is."""
     console.print(end_table(dict(result.outcome.test), {k: dict(v) for k, v in result.control.items()}, ks=ks))
     for flag, text in result.flags.items():
-        console.print(f"{flag}: {text}", style="yellow", markup=False)
+        console.print(f"{flag}: {text}", style="yellow", markup=False, soft_wrap=True)
     say(console, where)
 
 
