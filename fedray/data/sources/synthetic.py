@@ -56,10 +56,10 @@ class _Catalogue(NamedTuple):
 
 def load(config: Config) -> RawData:
     """The catalogue, its features (image 32 columns, text 64) and the interactions, ordered by time."""
-    random = seeding.generator(seeding.key(config.seed, "synthetic"))
-    catalogue = _draw_catalogue(config, random)
-    items = _describe(catalogue, random)
-    frame = _interactions(config, catalogue, random)
+    rng = seeding.generator(seeding.key(config.seed, "synthetic"))
+    catalogue = _draw_catalogue(config, rng)
+    items = _describe(catalogue, rng)
+    frame = _interactions(config, catalogue, rng)
     ids = items["item"].to_numpy()
     features = {
         "image": RawFeature(_image_features(items), ids, "synthetic posters"),
@@ -73,23 +73,23 @@ def poster(item_row: Mapping[str, Any] | pd.Series) -> Image.Image:
     return Image.fromarray(pixels(int(item_row["item"]), str(item_row["style"])))
 
 
-def _draw_catalogue(config: Config, random: np.random.Generator) -> _Catalogue:
+def _draw_catalogue(config: Config, rng: np.random.Generator) -> _Catalogue:
     n = config.items
-    theme = random.integers(len(THEMES), size=n)
+    theme = rng.integers(len(THEMES), size=n)
     return _Catalogue(
-        palette=random.integers(len(PALETTES), size=n),
-        shape=random.integers(len(SHAPES), size=n),
+        palette=rng.integers(len(PALETTES), size=n),
+        shape=rng.integers(len(SHAPES), size=n),
         theme=theme,
-        second=(theme + random.integers(1, len(THEMES), size=n)) % len(THEMES),
-        share=random.uniform(0.6, 1.0, size=n),
-        hidden=random.normal(size=(n, config.hidden_dims)),
+        second=(theme + rng.integers(1, len(THEMES), size=n)) % len(THEMES),
+        share=rng.uniform(0.6, 1.0, size=n),
+        hidden=rng.normal(size=(n, config.hidden_dims)),
     )
 
 
-def _describe(catalogue: _Catalogue, random: np.random.Generator) -> pd.DataFrame:
+def _describe(catalogue: _Catalogue, rng: np.random.Generator) -> pd.DataFrame:
     """Columns item, title, description, theme, style."""
     palettes, shapes, themes = list(PALETTES), list(SHAPES), list(THEMES)
-    texts = [text_of(themes[a], themes[b], s, random) for a, b, s in zip(*catalogue[2:5])]
+    texts = [text_of(themes[a], themes[b], s, rng) for a, b, s in zip(*catalogue[2:5])]
     return pd.DataFrame(
         {
             "item": np.arange(len(texts)),
@@ -101,23 +101,23 @@ def _describe(catalogue: _Catalogue, random: np.random.Generator) -> pd.DataFram
     )
 
 
-def _interactions(config: Config, catalogue: _Catalogue, random: np.random.Generator) -> pd.DataFrame:
+def _interactions(config: Config, catalogue: _Catalogue, rng: np.random.Generator) -> pd.DataFrame:
     """Each user takes the items of highest appeal plus Gumbel noise, in random order of time."""
     aspects = _aspects(catalogue)
     group = np.arange(config.users) % config.groups
-    tastes = [_tastes(config, group, a.shape[1], random) for a in aspects]
+    tastes = [_tastes(config, group, a.shape[1], rng) for a in aspects]
     weights = _weights(config)[group]
-    appeal = random.normal(0.0, config.popularity, size=config.items)
-    length = _lengths(config, random)
+    appeal = rng.normal(0.0, config.popularity, size=config.items)
+    length = _lengths(config, rng)
     parts = []
     step = max(1, _SCORES_AT_ONCE // config.items)
     for start in range(0, config.users, step):
         rows = slice(start, start + step)
         like = sum(weights[rows, j : j + 1] * (tastes[j][rows] @ aspects[j].T) for j in range(3))
-        noisy = config.signal * like + appeal + random.gumbel(size=(len(group[rows]), config.items))
+        noisy = config.signal * like + appeal + rng.gumbel(size=(len(group[rows]), config.items))
         parts.append(_chosen(start, length[rows], noisy))
     user, item = (np.concatenate(column) for column in zip(*parts))
-    return _in_time(user, item, random)
+    return _in_time(user, item, rng)
 
 
 def _aspects(catalogue: _Catalogue) -> list[Float[np.ndarray, "items dims"]]:
@@ -134,11 +134,11 @@ def _aspects(catalogue: _Catalogue) -> list[Float[np.ndarray, "items dims"]]:
 
 
 def _tastes(
-    config: Config, group: Int[np.ndarray, " users"], dims: int, random: np.random.Generator
+    config: Config, group: Int[np.ndarray, " users"], dims: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "users dims"]:
     """The group's direction mixed with the user's own, unit variance in each dimension."""
-    shared = random.normal(size=(config.groups, dims))[group]
-    own = random.normal(size=(config.users, dims))
+    shared = rng.normal(size=(config.groups, dims))[group]
+    own = rng.normal(size=(config.users, dims))
     return np.sqrt(1 - config.own_taste) * shared + np.sqrt(config.own_taste) * own
 
 
@@ -149,9 +149,9 @@ def _weights(config: Config) -> Float[np.ndarray, "groups 3"]:
     return np.sqrt(np.stack([(1 - hidden) * looks, (1 - hidden) * (1 - looks), hidden], axis=1))
 
 
-def _lengths(config: Config, random: np.random.Generator) -> Int[np.ndarray, " users"]:
+def _lengths(config: Config, rng: np.random.Generator) -> Int[np.ndarray, " users"]:
     """Interactions per user, log-normal about the mean."""
-    spread = random.normal(-0.5 * config.skew**2, config.skew, size=config.users)
+    spread = rng.normal(-0.5 * config.skew**2, config.skew, size=config.users)
     length = np.rint(config.interactions * np.exp(spread)).astype(np.int64)
     return np.clip(length, LEAST_INTERACTIONS, config.items // 2)
 
@@ -167,10 +167,10 @@ def _chosen(
     return start + row, best[row, place]
 
 
-def _in_time(user: Int[np.ndarray, " n"], item: Int[np.ndarray, " n"], random: np.random.Generator) -> pd.DataFrame:
+def _in_time(user: Int[np.ndarray, " n"], item: Int[np.ndarray, " n"], rng: np.random.Generator) -> pd.DataFrame:
     """The rows in random order within each user, with times that rise by random gaps."""
-    order = np.lexsort((random.random(len(user)), user))
-    gaps = np.cumsum(random.integers(1, LONGEST_GAP, size=len(user)))
+    order = np.lexsort((rng.random(len(user)), user))
+    gaps = np.cumsum(rng.integers(1, LONGEST_GAP, size=len(user)))
     first = np.concatenate([[0], np.flatnonzero(np.diff(user)) + 1])
     time = FIRST_TIME + gaps - np.repeat(gaps[first], np.bincount(user))
     frame = pd.DataFrame({"user": user, "item": item[order], "time": time})
