@@ -4,7 +4,6 @@ Both take the same `LocalStart`, the same ragged samples and return the same `Lo
 result is a function of its own inputs alone.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,7 +138,7 @@ def _train_vmapped(
     loss = np.zeros(len(samples.client), np.float32)
     for block in stack(samples, config.batch_size, config.block_width):
         params = gather(start, samples, block, device)
-        params, losses = train_block(method.local_loss, phases, config, params, block, device)
+        params, losses = train_block(method, phases, config, params, block, device)
         _scatter(block, samples, params, losses, rows, dense, private, loss)
     return LocalResult(rows, dense, private, _decay(method, config, phases, samples), loss)
 
@@ -177,7 +176,7 @@ def _scatter(
 
 
 def train_block(
-    loss: Callable[[Params, Batch], torch.Tensor],
+    method: Method,
     phases: tuple[Phase, ...],
     config: TrainConfig,
     params: Params,
@@ -190,29 +189,67 @@ def train_block(
     """
     item, label, mask = (torch.from_numpy(x).to(device) for x in (block.item, block.label, block.mask))
     check_optimizer(config)
+    params = {k: v.clone() if k in method.shared_rows else v for k, v in params.items()}
     adam = optimizers.adam_init() if config.optimizer == "adam" else None
     total, count = torch.zeros(len(item), device=device), mask.sum((1, 2)).clamp_min(1)
     for s in range(item.shape[1]):
         batch = Batch(item[:, s], label[:, s], mask[:, s])
         size = batch.mask.sum(1)
         for i, phase in enumerate(phases):
-            grads, value = _gradients(loss, params, batch, tuple(phase))
+            grads, value = _gradients(method, params, batch, tuple(phase))
             total = total + value * size if i == 0 else total
             if adam is None:
-                params = optimizers.sgd(params, grads, dict(phase), config.weight_decay)
+                params = _sgd(method, params, grads, batch, phase, config.weight_decay)
             else:
+                grads = _whole(method, params, grads, batch)
                 params, adam = optimizers.adam(params, grads, dict(phase), adam)
     return params, total / count
 
 
-def _gradients(
-    loss: Callable[[Params, Batch], torch.Tensor], params: Params, batch: Batch, names: tuple[str, ...]
-) -> tuple[Params, torch.Tensor]:
-    """Gradients of the one-client loss with respect to `names`, vectorised over clients."""
-    moving = {k: params[k] for k in names}
-    fixed = {k: v for k, v in params.items() if k not in moving}
+def _gradients(method: Method, params: Params, batch: Batch, names: tuple[str, ...]) -> tuple[Params, torch.Tensor]:
+    """Gradients of the one-client loss with respect to `names`, vectorised over clients.
+
+    The loss sees of each row table only the rows of the batch, one per sample, [C, B, ...]: gradients of whole tables
+    would be mostly zeros. `local_loss` reads tables through `batch.item` alone, so it cannot tell.
+    """
+    seen = {k: _rows_of(v, batch.item) if k in method.shared_rows else v for k, v in params.items()}
+    moving = {k: seen[k] for k in names}
+    fixed = {k: v for k, v in seen.items() if k not in moving}
+    own = batch._replace(item=torch.arange(batch.item.shape[1], device=batch.item.device).expand_as(batch.item))
 
     def one(moving_: Params, fixed_: Params, batch_: Batch) -> torch.Tensor:
-        return loss({**fixed_, **moving_}, batch_)
+        return method.local_loss({**fixed_, **moving_}, batch_)
 
-    return vmap(grad_and_value(one))(moving, fixed, batch)
+    return vmap(grad_and_value(one))(moving, fixed, own)
+
+
+def _rows_of(table: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    """[C, B, ...] from [C, A, ...]."""
+    return table.flatten(0, 1)[_flat(table, item)].reshape(*item.shape, *table.shape[2:])
+
+
+def _flat(table: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    """Positions of [C, B] items in the table seen as [C A, ...]."""
+    first = torch.arange(len(table), device=item.device) * table.shape[1]
+    return (item + first[:, None]).flatten()
+
+
+def _sgd(method: Method, params: Params, grads: Params, batch: Batch, phase: Phase, weight_decay: float) -> Params:
+    """One SGD step; row tables, which are this block's own copies, are changed in place."""
+    dense = {k: g for k, g in grads.items() if k not in method.shared_rows}
+    for k in grads.keys() - dense.keys():
+        if weight_decay:
+            params[k].mul_(1.0 - phase[k] * weight_decay)
+        flat = _flat(params[k], batch.item)
+        params[k].flatten(0, 1).index_add_(0, flat, grads[k].flatten(0, 1), alpha=-phase[k])
+    return optimizers.sgd(params, dense, dict(phase), weight_decay)
+
+
+def _whole(method: Method, params: Params, grads: Params, batch: Batch) -> Params:
+    """Gradients of whole row tables, for Adam, whose moments move rows that the batch does not have."""
+    out = dict(grads)
+    for k in grads.keys() & set(method.shared_rows):
+        zero = torch.zeros_like(params[k].flatten(0, 1))
+        added = zero.index_add(0, _flat(params[k], batch.item), grads[k].flatten(0, 1))
+        out[k] = added.reshape(params[k].shape)
+    return out

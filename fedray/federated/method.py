@@ -35,7 +35,8 @@ class Method(NamedTuple):
     shared_rows: shared item tables [M, ...]; a client trains the rows it touches and uploads their deltas.
     shared_dense: shared parameters trained and uploaded whole.
     private: parameters that never leave the client.
-    local_loss: (params of one client, Batch) -> mean loss of the batch's samples.
+    local_loss: (params of one client, Batch) -> mean loss of the batch's samples. It reads row tables at `batch.item`
+      only: the trainer hands it the rows of the batch.
     phases: round -> the updates of one local step, in turn.
     weight: samples per client [n] -> aggregation weight [n] (a client without samples weighs 0).
     server_step: (ServerState, Aggregate) -> the next ServerState.
