@@ -3,7 +3,7 @@ memory, 130 interrupted."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -35,22 +35,25 @@ def train(
 ) -> None:
     """Train a federation."""
     from fedray import job as jobs
+    from fedray import outputs
     from fedray.config import load_config
     from fedray.family import train_family
 
     config, console = load_config(job, set_), _console()
-    jobs.check_outputs(summary, save)
+    outputs.check_outputs(summary, save)
     if dry_run:
         jobs.dry_run(config, console)
         return
     if seeds:
         if save is not None:
             raise ConfigError("--save with --seeds", "one of them", "Save a run of one seed.")
-        found = train_family(config, parse_seeds(seeds), console)
+        family = train_family(config, parse_seeds(seeds), console)
+        end: tuple[Any, Any] = (family.summary, family.users)
     else:
-        found = jobs.train(config, console, save=save).summary()
+        result = jobs.train(config, console, save=save)
+        end = (result.summary(), {None: result.outcome.users})
     if summary is not None:
-        jobs.write_summary(summary, found)
+        outputs.write_end(summary, *end)
 
 
 @app.command()
@@ -61,12 +64,45 @@ def evaluate(
     summary: Annotated[Path | None, typer.Option(help="write the metrics as JSON")] = None,
 ) -> None:
     """Score a saved federation beside its controls."""
-    from fedray import job as jobs
+    from fedray import outputs
     from fedray.evaluate import evaluate_model
 
     found = evaluate_model(model, set_ or [], split, _console())
     if summary is not None:
-        jobs.write_summary(summary, found)
+        outputs.write_summary(summary, found)
+
+
+@app.command()
+def compare(
+    what: Annotated[
+        list[str], typer.Argument(help="runs or families (id, start of an id, name), --summary files, or an experiment")
+    ],
+    baseline: Annotated[str, typer.Option(help="the row to test against: its name, or a run's; the first row")] = "",
+    metric: Annotated[list[str] | None, typer.Option(help="e.g. ndcg_at_10; repeatable")] = None,
+    format_: Annotated[Literal["markdown", "csv"], typer.Option("--format")] = "markdown",
+    out: Annotated[Path | None, typer.Option(help="write the table to this file")] = None,
+    tracking: Annotated[str, typer.Option(help="tracking URI; empty: that of a job that names none")] = "",
+    across_protocols: Annotated[
+        bool, typer.Option("--across-protocols", help="allow different data and protocols, without tests")
+    ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="random, popularity, EASE and local-only as rows")
+    ] = False,
+) -> None:
+    """Put runs beside each other over their seeds, tested over users against a baseline."""
+    from fedray.compare import compare as compared
+    from fedray.compare import render
+    from fedray.config import TrackingConfig
+    from fedray.outputs import write_aside
+
+    found = compared(what, tracking or TrackingConfig().uri, baseline, metric or [], across_protocols, controls)
+    text = render(found, format_)
+    for remark in found.remarks:
+        typer.secho(remark, err=True, fg="yellow")
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_aside(out, text.encode())
 
 
 @app.command("show-config")

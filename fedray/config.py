@@ -14,17 +14,16 @@ import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from fedray.errors import (
@@ -38,14 +37,8 @@ from fedray.errors import (
     UnknownNameError,
     WrongTypeError,
 )
-
-
-class Closed(BaseModel):
-    """A frozen part of the configuration that refuses keys it does not know."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=False, protected_namespaces=(), validate_default=True, allow_inf_nan=False
-    )
+from fedray.sections import Closed as Closed
+from fedray.sections import EvaluationConfig as EvaluationConfig
 
 
 def names_in(package: str) -> list[str]:
@@ -123,6 +116,7 @@ class BackboneConfig(Closed):
     name: str
     dim: int = Field(32, ge=1, le=4096, description="latent size d")
     lr: float = Field(0.1, ge=0, description="learning rate of the private head")
+    lr_decay: float = Field(1.0, gt=0, le=1, description="every learning rate is multiplied by it after each round")
     init_std: float = Field(1.0, ge=0, description="standard deviation of the item table's start")
 
 
@@ -141,11 +135,30 @@ class TrainConfig(Closed):
             raise OutOfRangeError(f"train.clients_per_round is {value}", "a ratio up to 1 or a whole number above")
         return value
 
+    @model_validator(mode="after")
+    def _pairs_fit_batches(self) -> "TrainConfig":
+        if self.loss == "bpr" and (self.batch_size % 2 or not self.negatives):
+            raise OutOfRangeError(
+                f"train.loss: bpr with batch_size {self.batch_size} and negatives {self.negatives}",
+                "an even batch_size and at least one negative: its samples are pairs",
+            )
+        return self
+
     local_epochs: int = Field(1, ge=1)
     batch_size: int = Field(256, ge=1, description="samples (positives and negatives) in a local step")
     negatives: int = Field(4, ge=0, description="drawn per positive, anew each round")
+    loss: Literal["bce", "bpr"] = Field("bce", description="bpr: on pairs of a positive and one of its negatives")
     optimizer: Literal["sgd", "adam"] = "sgd"
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="L2, added to the gradients")
+    private_weight_decay: float | None = Field(
+        None, ge=0, description="of private parameters that are no item tables; null: weight_decay"
+    )
+    private_steps: int = Field(
+        0,
+        ge=0,
+        description="in each local step so many updates of private parameters alone, then one of the rest; "
+        "0: all at once, as the method says",
+    )
     patience: int = Field(0, ge=0, description="stop after so many validations without a new best; 0 = off")
     path: Literal["auto", "compiled", "vmap"] = Field(
         "auto", description="auto: the compiled kernel where the method has one, else the vmapped loss"
@@ -153,19 +166,6 @@ class TrainConfig(Closed):
     block_width: int = Field(
         32, ge=32, multiple_of=32, description="clients stacked in one vmapped block; whole vector registers only"
     )
-
-
-class EvaluationConfig(Closed):
-    """Protocol, metrics and controls."""
-
-    protocol: str = "clean"
-    k: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20, 50), min_length=1)
-    every: int = Field(1, ge=1, description="validate every so many rounds")
-    test: Literal["selected", "every_round", "protocol"] = Field(
-        "protocol", description="when the test set is scored; protocol: as the protocol says"
-    )
-    controls: bool = Field(True, description="random, popularity, constant and central EASE beside the run")
-    local_only: bool = Field(False, description="also train with federation off: the leak detector")
 
 
 class RuntimeConfig(Closed):
@@ -329,9 +329,10 @@ def _refuse_booleans(cls: type[Closed], raw: Any, prefix: str) -> None:
     for name, value in raw.items() if isinstance(raw, Mapping) else ():
         kind = cls.model_fields[name].annotation if name in cls.model_fields else bool
         dotted = f"{prefix}.{name}" if prefix else str(name)
+        given = value if isinstance(value, list) else [value]
         if isinstance(kind, type) and issubclass(kind, Closed):
             _refuse_booleans(kind, value, dotted)
-        elif kind is not bool and any(isinstance(v, bool) for v in (value if isinstance(value, list) else [value])):
+        elif bool not in (kind, *get_args(kind)) and any(isinstance(v, bool) for v in given):
             raise WrongTypeError(f"{dotted} is {str(value).lower()}", "a number or a word, not true or false")
 
 

@@ -33,6 +33,11 @@ Each message says where, what was found, what was expected and what to do about 
     |  +- ClusterError                no cluster, no answer, or not allowed in
     |  +- PlacementError              actors that cannot be placed: asked, and what there is
     |  +- ActorLostError              an actor died and the run cannot go on
+    +- CompareError                   exit code 2
+    |  +- NoSuchRunError              no run, family, experiment or row of that name; names the nearest
+    |  +- AmbiguousRunError           a name or prefix that fits several
+    |  +- NotComparableError          other users, other data or another protocol
+    |  +- NothingToCompareError       no finished run, or only one row
     +- TrackingError                  exit code 1: the tracking store refused, not merely slept
 """
 
@@ -184,6 +189,28 @@ class ActorLostError(ResourceError):
 
 class TrackingError(FedrayError):
     """The tracking store refused a request for good."""
+
+
+class CompareError(FedrayError):
+    """Runs that cannot stand in one table."""
+
+    exit_code = 2
+
+
+class NoSuchRunError(CompareError):
+    """No run, family, experiment or row is called that."""
+
+
+class AmbiguousRunError(CompareError):
+    """A name or prefix that fits several."""
+
+
+class NotComparableError(CompareError):
+    """Other users, other data or another protocol."""
+
+
+class NothingToCompareError(CompareError):
+    """No finished run, or only one row."""
 
 
 class Terminated(BaseException):

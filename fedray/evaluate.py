@@ -9,7 +9,7 @@ from fedray.errors import DataError, UnsupportedError
 from fedray.evaluation.table import end_table
 from fedray.federated import clients
 from fedray.federated.executor import SerialExecutor
-from fedray.job import measured_controls, prepare
+from fedray.job import measured_controls, prepare, say
 from fedray.models_io import load_model
 from fedray.types import Broadcast, Split
 
@@ -39,5 +39,9 @@ def evaluate_model(folder: Path, sets: list[str], split: Split, console: Console
     sums, _ = executor.evaluate(Broadcast(manifest["round"], params), (split,), "best")
     found = sums[split].means()
     control = {name: splits[split] for name, splits in measured_controls(job).items()}
+    say(console, f"protocol {job.rules.name}: {job.rules.note}")
     console.print(end_table(found, control))
-    return {split: found, "control": control, "round": manifest["round"]}
+    if len(job.rules.select_on) > 1:
+        say(console, f"the model is the best by {job.rules.lead} alone; the run's own table is a mean over rounds")
+    rules = {"protocol": job.rules.name, "protocol_note": job.rules.note}
+    return {split: found, "control": control, "round": manifest["round"], **rules}

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -10,14 +10,23 @@ from rich.console import Console
 from fedray.config import RunConfig
 from fedray.data.dataset import describe
 from fedray.errors import Terminated
+from fedray.evaluation.users import Users
 from fedray.federated.method import Method
 from fedray.job import Prepared, Result, placed, prepare, say, shown, signals_raise, train
 from fedray.methods import build
 from fedray.tracking.tracker import make_tracker
 
 
-def train_family(config: RunConfig, seeds: Sequence[int], console: Console) -> dict[str, Any]:
-    """One run per seed under one parent run; returns the summary with means and standard deviations."""
+@dataclass(frozen=True)
+class Family:
+    """The end of several seeds' runs: the summary with means and standard deviations, and each seed's users."""
+
+    summary: Mapping[str, Any]
+    users: Mapping[int, Users]
+
+
+def train_family(config: RunConfig, seeds: Sequence[int], console: Console) -> Family:
+    """One run per seed under one parent run."""
     job = prepare(config)
     tracker = make_tracker(config.tracking)
     family = tracker.start_family(config, seeds, describe(job.dataset))
@@ -33,7 +42,7 @@ def train_family(config: RunConfig, seeds: Sequence[int], console: Console) -> d
     tracker.finish_family(family, family_metrics(summary, shown(config, job.rules)), table)
     say(console, table)
     say(console, tracker.where())
-    return summary
+    return Family(summary, {seed: r.outcome.users for seed, r in zip(seeds, found, strict=True)})
 
 
 def _each_seed(job: Prepared, seeds: Sequence[int], family: str, console: Console) -> list[Result]:
@@ -57,6 +66,8 @@ def family_summary(family: str, seeds: Sequence[int], found: Sequence[Result]) -
     test = [r["test"] for r in each]
     return {
         "run_id": family,
+        "protocol": each[0]["protocol"],
+        "protocol_note": each[0]["protocol_note"],
         "seeds": list(seeds),
         "test": mean_of(test),
         "std": {k: statistics.stdev(t[k] for t in test) if len(test) > 1 else 0.0 for k in test[0]},
@@ -95,4 +106,5 @@ def family_table(summary: Mapping[str, Any], ks: Sequence[int]) -> str:
     ]
     lines = [f"| {k} | {' | '.join(r)} |" for k, r in zip(wanted(summary["test"], ks), rows, strict=True)]
     seeds = ", ".join(map(str, summary["seeds"]))
-    return "\n".join([f"seeds {seeds}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *lines])
+    rules = f"protocol `{summary['protocol']}`: {summary['protocol_note']}"
+    return "\n".join([f"seeds {seeds}; {rules}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *lines])

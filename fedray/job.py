@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from rich.console import Console
 
 from fedray.config import RunConfig
 from fedray.data.dataset import client_data, describe, load
-from fedray.data.negatives import candidates
-from fedray.data.protocols import Protocol, protocol
-from fedray.errors import ConfigError, FedrayError, Terminated, UnsupportedError
+from fedray.data.negatives import shortlists
+from fedray.data.protocols import Protocol, rules_of
+from fedray.errors import Terminated, UnsupportedError
+from fedray.evaluation import users
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
 from fedray.evaluation.table import end_markdown, end_table
 from fedray.federated import rounds
@@ -35,6 +36,7 @@ from fedray.runtime import plan as planning
 from fedray.runtime import session
 from fedray.runtime.executor import get
 from fedray.runtime.plan import Plan, Resources
+from fedray.tracking.records import params
 from fedray.tracking.tracker import RunEnd, RunStart, Status, Tracker, make_tracker
 from fedray.types import ClientData, Dataset, RoundReport
 
@@ -63,28 +65,34 @@ class Result:
     references: Mapping[str, float]
     seconds: Mapping[str, float]
     flags: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """For scripts: stable keys."""
         return {
             "run_id": self.run_id,
+            "protocol": self.about.get("protocol", ""),
+            "protocol_note": self.about.get("protocol_note", ""),
             "best_round": self.outcome.best_round,
+            "selected_rounds": dict(self.outcome.rounds),
             "test": dict(self.outcome.test),
             "validation": dict(self.outcome.validation),
             "control": {k: dict(v) for k, v in self.control.items()},
             "seconds": dict(self.seconds),
             "comm": {"bytes_down": self.outcome.bytes_down, "bytes_up": self.outcome.bytes_up},
             "flags": dict(self.flags),
+            "about": dict(self.about),
         }
 
 
 def prepare(config: RunConfig) -> Prepared:
     """Data read, checked and split; the method made. Raises `ConfigError` and `DataError`."""
-    rules = protocol(config.evaluation.protocol)
-    if int(rules.select_on.rsplit("_", 1)[1]) not in config.evaluation.k:
+    rules = rules_of(config.evaluation)
+    known = rules.metrics(config.evaluation.k)
+    if missing := ", ".join(m for m in rules.select_on if m not in known):
         raise UnsupportedError(
-            f"evaluation.k is {list(config.evaluation.k)} and protocol {rules.name} selects on {rules.select_on}",
-            f"the K of {rules.select_on} among evaluation.k",
+            f"evaluation.k is {list(config.evaluation.k)} and protocol {rules.name} selects on {missing}",
+            f"the K of {missing} among evaluation.k, and its ranking among {', '.join(rules.rankings)}",
         )
     dataset = load(config.data, rules)
     method = build(config, dataset.interactions.n_items, dataset.features)
@@ -188,8 +196,10 @@ def _tracked(
 
 
 def show_end(console: Console, result: Result, ks: list[int], where: str) -> None:
-    """The table, what does not look right, and where the run is."""
-    console.print(end_table(dict(result.outcome.test), {k: dict(v) for k, v in result.control.items()}, ks=ks))
+    """The table under the rules it was made by, what does not look right, and where the run is."""
+    control, rules = {k: dict(v) for k, v in result.control.items()}, result.about
+    say(console, f"protocol {rules['protocol']}: {rules['protocol_note']}")
+    console.print(end_table(dict(result.outcome.test), control, ks=ks))
     for flag, text in result.flags.items():
         console.print(f"{flag}: {text}", style="yellow", markup=False, soft_wrap=True)
     say(console, where)
@@ -201,8 +211,8 @@ def say(console: Console, text: str) -> None:
 
 
 def shown(config: RunConfig, rules: Protocol) -> list[int]:
-    """The cut-offs worth a line on a terminal: the selecting one and the largest."""
-    return sorted({int(rules.select_on.rsplit("_", 1)[1]), max(config.evaluation.k)})
+    """The cut-offs worth a line on a terminal: the selecting ones and the largest."""
+    return sorted({*(int(m.rsplit("_", 1)[1]) for m in rules.select_on), max(config.evaluation.k)})
 
 
 def store_goes_away(config: RunConfig) -> bool:
@@ -216,8 +226,7 @@ def measured_controls(job: Prepared) -> Controls:
     """random, popularity, constant, ease: per split; cached by data and protocol."""
     if not job.config.evaluation.controls:
         return {}
-    sampled = "sampled99" in job.rules.rankings
-    shortlist = candidates(job.config.data.seed, job.data) if sampled else {}
+    shortlist = shortlists(job.config.data.seed, job.data, job.rules)
     cache = CACHE if os.access(Path.cwd(), os.W_OK) else None
     return controls(job.dataset, job.data, job.rules, job.config.evaluation.k, shortlist, cache)
 
@@ -262,9 +271,14 @@ def _on_ray(job: Prepared, plan: Plan) -> Iterator[Federation]:
                 report, last = get(crew.driver.step.remote())
                 yield report
 
+        def finish() -> Outcome:
+            outcome = get(crew.driver.finish.remote())
+            # A copy: what arrived is a view of Ray's memory, and a family keeps it until after Ray has gone.
+            return replace(outcome, users={k: v.copy() for k, v in outcome.users.items()})
+
         yield Federation(
             each,
-            lambda: get(crew.driver.finish.remote()),
+            finish,
             lambda folder: get(crew.driver.save.remote(folder)),
         )
 
@@ -286,14 +300,31 @@ def conclude(
     timing = {"total": seconds, "rounds": float(len(reports)), **{f"{k}_median": v for k, v in took.items()}}
     alone = {"local_only": outcome.local_only["valid"]} if outcome.local_only else {}
     valid = {**{name: found["valid"] for name, found in control.items()}, **alone}
-    references = {name: found[job.rules.select_on] for name, found in valid.items()}
-    return Result(run_id, outcome, tests, references, timing, flags_of(job, outcome, tests))
+    references = {name: found[job.rules.lead] for name, found in valid.items()}
+    return Result(run_id, outcome, tests, references, timing, flags_of(job, outcome, tests), about(job))
+
+
+def about(job: Prepared) -> dict[str, Any]:
+    """What was run, as `fedray compare` asks for it; in MLflow these are tags and params."""
+    config = job.config
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "method": config.method_name(),
+        "data": job.dataset.name,
+        "data_fingerprint": job.dataset.fingerprint,
+        "protocol": job.rules.name,
+        "protocol_note": job.rules.note,
+        "params": params(config, config.method_name()),
+    }
 
 
 def flags_of(job: Prepared, outcome: Outcome, tests: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Tags that warn: held-out items leak, or scores do not differ."""
+    """Tags that warn: the test set was looked at, held-out items leak, or scores do not differ."""
     flags: dict[str, str] = {}
-    name = job.rules.select_on
+    name = job.rules.lead
+    if job.rules.select_split == "test":
+        flags["fedray.flag.selected_on_test"] = f"the round was chosen on the test set ({job.rules.name}): not held out"
     if "local_only" in tests and "random" in tests:
         alone, chance = tests["local_only"], tests["random"]
         if chance_flag(alone, chance, outcome.local_only_errors, name):
@@ -315,10 +346,15 @@ def run_end(result: Result, job: Prepared, status: Status) -> RunEnd:
     metrics |= {"best_round": float(outcome.best_round), "time/total_s": result.seconds["total"]}
     texts = {
         "summary.json": json.dumps(result.summary(), indent=2, default=str),
-        "table.md": end_markdown(dict(outcome.test), {k: dict(v) for k, v in result.control.items()}),
+        "table.md": end_markdown(
+            dict(outcome.test),
+            {k: dict(v) for k, v in result.control.items()},
+            title=f"protocol `{job.rules.name}`: {job.rules.note}",
+        ),
     }
     tags = {"fedray.protocol_note": job.rules.note, **result.flags}
-    return RunEnd(status, metrics, tags, texts, result.references)
+    files = {users.FILE: users.to_parquet(outcome.users)}
+    return RunEnd(status, metrics, tags, texts, result.references, files)
 
 
 @contextmanager
@@ -338,28 +374,3 @@ def signals_raise() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def check_outputs(summary: Path | None, save: Path | None) -> None:
-    """Refuse, before any training, paths that could not be written after it."""
-    if summary is not None and (summary.is_dir() or not _can_hold(summary.parent)):
-        raise ConfigError(f"--summary {summary}", "a file in a writable folder")
-    if save is not None and not _can_hold(save):
-        raise ConfigError(f"--save {save}", "a writable folder, or one that can be made")
-
-
-def _can_hold(folder: Path) -> bool:
-    """Whether files can be written into `folder`, made if need be."""
-    here = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    return here.is_dir() and os.access(here, os.W_OK)
-
-
-def write_summary(file: Path, summary: Mapping[str, Any]) -> None:
-    """The summary as JSON, written aside and renamed."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(file.name + ".part")
-        aside.write_text(json.dumps(summary, indent=2, default=str), encoding="utf-8")
-        aside.rename(file)
-    except OSError as error:
-        raise FedrayError(f"cannot write the summary: {error.strerror}", "a writable path", "", str(file)) from error

@@ -9,10 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from fedray.config import RunConfig
-from fedray.data.protocols import protocol
+from fedray.data.protocols import rules_of
 from fedray.types import RoundReport
 
 LOG_EVERY_S = 2.0
+SPLITS = {"valid": ("val", "validation"), "test": ("test", "TEST")}  # as logged, as said
 
 
 class Progress:
@@ -20,7 +21,8 @@ class Progress:
 
     def __init__(self, console: Console, config: RunConfig, control: dict[str, dict[str, dict[str, float]]]) -> None:
         self._console, self._rounds = console, config.train.rounds
-        self._metric = protocol(config.evaluation.protocol).select_on
+        rules = rules_of(config.evaluation)
+        self._metric, self._split = rules.lead, rules.select_split
         self._last_line = 0.0
         self._best = float("nan")
         columns = (
@@ -31,10 +33,10 @@ class Progress:
         )
         self._bar = Bar(*columns, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("starting", total=self._rounds) if self._bar else None
-        reference = {name: found["valid"].get(self._metric) for name, found in control.items()}
+        reference = {name: found[self._split].get(self._metric) for name, found in control.items()}
         known = ", ".join(f"{k} {v:.4f}" for k, v in reference.items() if v is not None)
         if known:
-            console.print(f"controls  validation {self._metric}: {known}")
+            console.print(f"controls  {SPLITS[self._split][1]} {self._metric}: {known}")
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -61,7 +63,7 @@ class Progress:
 
     def _quality(self, report: RoundReport) -> str:
         """`loss 0.4120  ndcg_at_10 0.0810 (best 0.0822)`: short enough for 80 columns with bar and time."""
-        value = report.metrics.get(f"val/{self._metric}")
+        value = report.metrics.get(f"{SPLITS[self._split][0]}/{self._metric}")
         if value is None:
             return f"loss {report.metrics['train/loss']:.4f}"
         self._best = value if not value <= self._best else self._best

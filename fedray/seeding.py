@@ -21,9 +21,12 @@ STREAMS = (
     "split",
     "item_ids",
     "random_control",
+    "ties",
     "synthetic",
     "server",
     "method",
+    "noise",
+    "bootstrap",
 )
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)

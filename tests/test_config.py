@@ -228,10 +228,13 @@ def test_every_section_is_closed_and_frozen(name):
 
 @pytest.mark.parametrize("name", parts())
 def test_each_default_exists_once(name):
-    """A section may fix its tag (`name`, `source`); it repeats no other key of the section it extends."""
+    """A section may fix its tag (`name`, `source`), and give a key of the section it extends another default (its
+    paper's own); it repeats nothing."""
     cls = parts()[name]
-    inherited = {k for base in cls.__mro__[1:] if issubclass(base, BaseModel) for k in base.__annotations__}
-    assert set(cls.__annotations__) & inherited <= {"name", "source", "model_config"}
+    bases = [b for b in cls.__mro__[1:] if issubclass(b, BaseModel)]
+    for key in set(cls.__annotations__) - {"name", "source", "model_config"}:
+        inherited = [b.model_fields[key].default for b in bases if key in b.model_fields]
+        assert cls.model_fields[key].default not in inherited, key
 
 
 # errors

@@ -7,7 +7,7 @@ import torch
 from fedray import seeding
 from fedray.federated.aggregate import weighted_mean
 from fedray.federated.method import Method
-from fedray.models.linear import bce
+from fedray.models.losses import bce
 
 
 def toy_ncf(n_items, dim=6):

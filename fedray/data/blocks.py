@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Int, UInt64
 
 from fedray import seeding
-from fedray.data.negatives import fill_negatives
+from fedray.data.negatives import fill_lowest, fill_negatives
 from fedray.types import Ragged
 
 
@@ -23,7 +23,8 @@ class RoundSamples(NamedTuple):
 
     rows[row_ptr[c]:row_ptr[c+1]]: the item ids client c touches, ascending. item[sample_ptr[c]:...]: its samples
     as positions in those rows; label 1 for positives, 0 for negatives. order[e, ...]: the sequence in which epoch
-    e visits the samples (positions within the client's samples).
+    e visits the samples (positions within the client's samples). In pairs, samples 2k and 2k + 1 are a positive and
+    one of its negatives, and every order keeps them together.
     """
 
     client: Int[np.ndarray, " clients"]
@@ -67,21 +68,29 @@ def draw_samples(
     n_items: int,
     negatives: int,
     epochs: int,
+    pairs: bool = False,
+    lowest: bool = False,
 ) -> RoundSamples:
     """Positives, fresh negatives and epoch orders of the given clients (`train` and `spare` row for row).
 
-    Each positive comes with `negatives` distinct items outside `spare`; a client that knows every item gets
-    none. Raises nothing: sizes were checked when the data were made.
+    Each positive comes with `negatives` distinct items outside `spare`; a client that knows every item gets none.
+    pairs: as pairs of a positive and each of its negatives. lowest: as many of the lowest ids outside `spare`
+    instead, at most all of them, the same every round.
+    Raises nothing: sizes were checked when the data were made.
     """
     pool = n_items - spare.lengths()
     n_neg = np.where(pool > 0, train.lengths() * negatives, 0)
+    n_neg = np.minimum(n_neg, pool) if lowest else n_neg
     sample_ptr = np.concatenate([[0], np.cumsum(train.lengths() + n_neg)]).astype(np.int64)
     draw_keys = seeding.keys(seed, "negatives", round_, client)
     order_keys = seeding.keys(seed, "order", round_, client)
-    items = _draw_items(draw_keys, train.ptr, train.values, spare.ptr, spare.values, n_items, negatives, sample_ptr)
+    drawn = train.ptr, train.values, spare.ptr, spare.values, n_items, negatives, sample_ptr, lowest
+    items = _draw_items(draw_keys, *drawn)
+    if pairs:
+        items, sample_ptr = _paired(items, train.ptr, sample_ptr, negatives), 2 * np.cumsum(np.append(0, n_neg))
     row_ptr, rows, item = _unique_rows(items, sample_ptr, n_items)
-    label = _labels(train.ptr, sample_ptr)
-    order = _orders(order_keys, sample_ptr, epochs)
+    label = _alternating(len(items)) if pairs else _labels(train.ptr, sample_ptr)
+    order = _pair_orders(order_keys, sample_ptr, epochs) if pairs else _orders(order_keys, sample_ptr, epochs)
     return RoundSamples(client, row_ptr, rows, sample_ptr, item, label, order)
 
 
@@ -95,14 +104,44 @@ def _draw_items(
     n_items: int,
     negatives: int,
     sample_ptr: np.ndarray,
+    lowest: bool,
 ) -> np.ndarray:
     out, scratch = np.empty(sample_ptr[-1], np.int32), np.empty(n_items, np.int32)
     for c in range(len(keys)):
         lo, n_pos = sample_ptr[c], train_ptr[c + 1] - train_ptr[c]
         out[lo : lo + n_pos] = train[train_ptr[c] : train_ptr[c + 1]]
         part = out[lo + n_pos : sample_ptr[c + 1]]
-        fill_negatives(keys[c], spare, spare_ptr[c], spare_ptr[c + 1], n_items, max(negatives, 1), part, scratch)
+        if lowest:
+            fill_lowest(spare, spare_ptr[c], spare_ptr[c + 1], part)
+        else:
+            fill_negatives(keys[c], spare, spare_ptr[c], spare_ptr[c + 1], n_items, max(negatives, 1), part, scratch)
     return out
+
+
+@numba.njit(cache=True)
+def _paired(items: np.ndarray, train_ptr: np.ndarray, sample_ptr: np.ndarray, negatives: int) -> np.ndarray:
+    """Each client's positives then negatives, as (positive, negative), ...: its j-th negative is of positive
+    j // negatives."""
+    out = np.empty(2 * (sample_ptr[-1] - train_ptr[-1]), np.int32)
+    end = 0
+    for c in range(len(train_ptr) - 1):
+        first = sample_ptr[c] + train_ptr[c + 1] - train_ptr[c]
+        for s in range(first, sample_ptr[c + 1]):
+            out[end] = items[sample_ptr[c] + (s - first) // negatives]
+            out[end + 1] = items[s]
+            end += 2
+    return out[:end]
+
+
+def _alternating(n: int) -> Float32[np.ndarray, " n"]:
+    return (np.arange(n) % 2 == 0).astype(np.float32)
+
+
+def _pair_orders(
+    keys: UInt64[np.ndarray, " clients"], sample_ptr: Int[np.ndarray, " clients_plus_1"], epochs: int
+) -> Int[np.ndarray, "epochs samples"]:
+    pairs = _orders(keys, sample_ptr // 2, epochs)
+    return np.stack([2 * pairs, 2 * pairs + 1], axis=2).reshape(epochs, -1)
 
 
 @numba.njit(cache=True)

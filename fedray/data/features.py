@@ -76,7 +76,7 @@ def _rows(
 def _check_positional(feature: RawFeature, item_ids: Shaped[np.ndarray, " items"], listed: np.ndarray | None) -> None:
     """Row r is item r only if the ids are numbers and the rows reach exactly as far as they do."""
     rows = len(feature.table)
-    mend = "Give the id of each row, one a line, in features/item_ids.txt."
+    mend = "Row r is item id r; source folder also takes the id of each row, one a line, in features/item_ids.txt."
     if item_ids.dtype.kind not in "iu":
         raise FeatureShapeError(f"{rows} rows without ids, and text item ids", "ids", mend, feature.where)
     known = item_ids if listed is None else listed

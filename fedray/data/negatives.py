@@ -74,6 +74,13 @@ def fill_negatives(
         out[i] = item
 
 
+@numba.njit(cache=True)
+def fill_lowest(known: np.ndarray, lo: int, hi: int, out: np.ndarray) -> None:
+    """Fill `out` with the lowest unknown item ids, ascending; there must be as many."""
+    for j in range(len(out)):
+        out[j] = unknown_item(known, lo, hi, j)
+
+
 def spared(data: ClientData, protocol: Protocol) -> Ragged:
     """The items training negatives avoid: the training items, or (paper protocols) those of every split."""
     return data.train if protocol.negatives_spare == "train" else known_items(data)
@@ -84,6 +91,17 @@ def known_items(data: ClientData) -> Ragged:
     parts = (data.train, data.valid, data.test)
     row = np.concatenate([np.repeat(np.arange(len(data)), p.lengths()) for p in parts])
     return Ragged.of(row, np.concatenate([p.values for p in parts]), len(data))
+
+
+def shortlists(seed: int, data: ClientData, protocol: Protocol) -> dict[str, Ragged]:
+    """What the protocol's sampled rankings rank: by split, or nothing where it has none.
+
+    Candidates that validation and test share are the validation half of what else would be two.
+    """
+    if "sampled99" not in protocol.rankings:
+        return {}
+    found = candidates(seed, data)
+    return dict.fromkeys(found, found["valid"]) if protocol.share_candidates else found
 
 
 def candidates(seed: int, data: ClientData) -> dict[str, Ragged]:

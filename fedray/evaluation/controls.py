@@ -2,12 +2,13 @@
 
     random      uniform scores: chance level; the mean of a few draws where that is cheap
     popularity  how many clients have the item among their training items
-    constant    one score for everything: 0 under pessimistic ties; more is a defect of the evaluation
+    constant    one score for everything: 0 under pessimistic ties; more is what other ties give away
     ease        EASE (Steck 2019, https://arxiv.org/abs/1905.03375), central: the upper reference
 
 popularity and ease are central: they see all clients' training items, as no federated method does. None
-sees a validation or test item, but that ease takes the lambda that is best on validation. On very sparse
-data ease scores most items exactly 0, and pessimistic ties can then put it below popularity. It is left
+sees a validation or test item, but that ease takes the lambda that is best where the protocol selects: on
+validation, the metric that leads. On very sparse data ease scores most items exactly 0, and pessimistic
+ties can then put it below popularity. It is left
 out (its key is missing) where both clients and items are more than 20,000: its time grows with the cube
 of the smaller of the two.
 
@@ -21,7 +22,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Literal
 
 import numba
 import numpy as np
@@ -33,7 +33,7 @@ from fedray.data.protocols import Protocol
 from fedray.errors import TrainingError
 from fedray.evaluation.metrics import MetricSums, evaluate_scores
 from fedray.seeding import keys, unit
-from fedray.types import ClientData, Dataset, Ragged
+from fedray.types import ClientData, Dataset, Ragged, Split
 
 VERSION = 1  # part of the cache's name: raise it when a number here can change
 EASE_LIMIT = 20_000
@@ -102,7 +102,7 @@ def _compute(data: ClientData, protocol: Protocol, ks: Sequence[int], candidates
         "constant": measure(_same_for_all(np.zeros_like(popularity))),
     }
     if min(len(data), data.n_items) <= EASE_LIMIT:
-        results["ease"] = best_ease(data, protocol.select_on, measure)[1]
+        results["ease"] = best_ease(data, protocol.lead, measure, protocol.select_split)[1]
     return {name: {split: s.means() for split, s in splits.items()} for name, splits in results.items()}
 
 
@@ -114,7 +114,7 @@ def _measure(
     candidates: Mapping[str, Ragged],
 ) -> Splits:
     """Both splits in one pass over the scores, a chunk of clients at a time."""
-    splits: tuple[Literal["valid", "test"], ...] = ("valid", "test")
+    splits: tuple[Split, ...] = ("valid", "test")
     sums: Splits = {split: MetricSums.zero() for split in splits}
     for rows in _chunks(len(data), data.n_items):
         scores, part = scorer(rows), data.take(rows)
@@ -156,14 +156,19 @@ def _uniform(streams: UInt64[np.ndarray, " rows"], n_items: int) -> Float32[np.n
     return out
 
 
-def best_ease(data: ClientData, select_on: str, measure: Callable[[Scorer], Splits]) -> tuple[float, Splits]:
-    """The lambda with the best `select_on` on validation (the smallest if tied) and its metrics."""
+def best_ease(
+    data: ClientData, select_on: str, measure: Callable[[Scorer], Splits], split: Split = "valid"
+) -> tuple[float, Splits]:
+    """The lambda with the best `select_on` on validation (the smallest if tied) and its metrics.
+
+    On the test split only where the protocol chooses the run's round on it, so that like stands beside like.
+    """
     size = min(len(data), data.n_items)
     grid = (30.0, 100.0, 300.0, 1000.0, 3000.0) if size <= 10_000 else (100.0, 1000.0)
     best: tuple[float, Splits] | None = None
     for lambda_ in grid:
         tried = measure(ease_scorer(data.train, data.n_items, lambda_))
-        if best is None or tried["valid"].means()[select_on] > best[1]["valid"].means()[select_on]:
+        if best is None or tried[split].means()[select_on] > best[1][split].means()[select_on]:
             best = lambda_, tried
     assert best is not None
     return best

@@ -15,20 +15,24 @@ spread of their scores: near 0 means that the ranking is decided by ties.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
-from fedray.data.protocols import N_CANDIDATES, Protocol
+from fedray import seeding
+from fedray.data.protocols import Protocol
 from fedray.evaluation.ranking import Scores, candidate_ranks, full_ranks, joined, score_spread
 from fedray.fixed_point import BITS, quantise
+from fedray.sections import Ranking
 from fedray.types import ClientData, Ragged
 
 N_BINS = 1001
 MAX_SPREAD = 16384.0  # its square still fits the grid; more than this is a diverged model anyway
 
 ByName = dict[str, Float64[np.ndarray, " clients"]]
+ByClient = dict[str, tuple[Float64[np.ndarray, " clients"], Int64[np.ndarray, " clients"]]]
 
 
 def client_metrics(
@@ -164,37 +168,64 @@ def evaluate_scores(
     candidates: Ragged | None,
     ks: Sequence[int],
 ) -> MetricSums:
-    """Every ranking of the protocol on one split, and `score_std`; rows of `scores` as in `data`.
-
-    candidates: the split's sampled items, one row per client; may be None if no ranking samples.
-    Names carry `protocol.prefix(ranking)`. `full` leaves out what the client knows by then: its training
-    items, for test its validation items too. Among 99 candidates a K above 99 would say nothing and is
-    left out. Histograms are kept for ndcg in the protocol's own ranking. A client without a finite score
-    is left out of `score_std` (its targets still count, as last); a spread above 16384 counts as 16384.
-    """
-    targets = data.valid if split == "valid" else data.test
-    spread = score_spread(scores)
-    result = MetricSums.of({"score_std": np.minimum(spread, MAX_SPREAD)}, np.isfinite(spread).astype(np.int64))
-    for ranking in protocol.rankings:
-        useful = [k for k in ks if ranking == "full" or k <= N_CANDIDATES]
-        ranks = _ranks(ranking, scores, data, split, candidates)
-        values, weight = client_metrics(ranks, targets.ptr, useful)
-        named = {protocol.prefix(ranking) + name: x for name, x in values.items()}
-        result = result.merge(MetricSums.of(named, weight, {f"ndcg_at_{k}" for k in useful}))
-    return result
+    """`score_metrics`, summed over the clients."""
+    return summed(score_metrics(scores, data, split, protocol, candidates, ks))
 
 
-def _ranks(
-    ranking: Literal["full", "sampled99"],
+def score_metrics(
     scores: Scores,
     data: ClientData,
     split: Literal["valid", "test"],
+    protocol: Protocol,
+    candidates: Ragged | None,
+    ks: Sequence[int],
+) -> ByClient:
+    """Each client's value of every ranking's metrics on one split and of `score_std`, and its weight (1 or 0).
+
+    Rows of `scores` are as in `data`. candidates: the split's sampled items, one row per client; may be None
+    if no ranking samples. Names carry `protocol.prefix(ranking)`; `Protocol` says what each ranking leaves
+    out. Among 99 candidates a K above 99 would say nothing and is left out. A client without a finite score is
+    left out of `score_std` (its targets still count, as last); a spread above 16384 counts as 16384.
+    """
+    targets = data.valid if split == "valid" else data.test
+    spread = score_spread(scores)
+    found: ByClient = {"score_std": (np.minimum(spread, MAX_SPREAD), np.isfinite(spread).astype(np.int64))}
+    seen = _without_item0(scores) if protocol.mask_item0 else scores
+    for ranking in protocol.rankings:
+        ranks = _ranks(ranking, seen, data, split, protocol, candidates)
+        values, weight = client_metrics(ranks, targets.ptr, protocol.cutoffs(ranking, ks))
+        found |= {protocol.prefix(ranking) + name: (x, weight) for name, x in values.items()}
+    return found
+
+
+def summed(found: ByClient) -> MetricSums:
+    """The sums over these clients, with histograms of ndcg in the protocol's own ranking."""
+    own = {name for name in found if name.startswith("ndcg_at_")}
+    return reduce(MetricSums.merge, (MetricSums.of({n: x}, w, own) for n, (x, w) in found.items()), MetricSums.zero())
+
+
+def _ranks(
+    ranking: Ranking,
+    scores: Scores,
+    data: ClientData,
+    split: Literal["valid", "test"],
+    protocol: Protocol,
     candidates: Ragged | None,
 ) -> Int64[np.ndarray, " targets"]:
-    targets = data.valid if split == "valid" else data.test
-    if ranking == "full":
-        known = data.train if split == "valid" else joined(data.train, data.valid)
-        return full_ranks(scores, targets, known)
-    if candidates is None:
-        raise ValueError(f"ranking {ranking!r} needs the sampled candidates of split {split!r}")
-    return candidate_ranks(scores, targets, candidates)
+    targets, other = (data.valid, data.test) if split == "valid" else (data.test, data.valid)
+    # Seed 0 whatever the run's: runs and their controls, which are cached with the data, meet the same order.
+    keys = seeding.keys(0, "ties", 0, data.client) if protocol.ties == "random" else None
+    if ranking == "sampled99":
+        if candidates is None:
+            raise ValueError(f"ranking {ranking!r} needs the sampled candidates of split {split!r}")
+        return candidate_ranks(scores, targets, candidates, protocol.ties, keys)
+    knows_other = ranking == "full_minus_all" or (ranking == "full" and split == "test")
+    masked = joined(data.train, other) if knows_other else data.train
+    return full_ranks(scores, targets, masked, protocol.ties, keys)
+
+
+def _without_item0(scores: Scores) -> Scores:
+    """A copy in which item 0 is behind every number."""
+    out = scores.copy()
+    out[:, 0] = -np.inf
+    return out

@@ -1,38 +1,59 @@
 """Ranks of held-out items and the spread of scores, compiled, one client after another.
 
-A rank is 1-based: 1 + the number of other candidates that come before the target. Ties are pessimistic:
-a candidate with the target's own score comes before it, so constant scores earn nothing, however items
-are numbered. A NaN score ranks below every number, and two NaN count as equal. Each result depends on
-that client's own row and lists only, and the kernels use neither threads nor reordered sums.
+A rank is 1-based: 1 + the number of other candidates that come before the target. Ties are pessimistic
+(other rules are in `ties`): a candidate with the target's own score comes before it, so constant scores
+earn nothing, however items are numbered. A NaN score ranks below every number, and two NaN count as equal.
+Each result depends on that client's own row and lists only, and the kernels use neither threads nor
+reordered sums.
 
 Axes: clients C, items M. Every `Ragged` has one row per client, in the order of the rows of `scores`.
 """
 
 import numba
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64, UInt64
 
+from fedray.evaluation import ties as ordered
+from fedray.sections import Ties
 from fedray.types import Ragged
 
 Scores = Float32[np.ndarray, "clients items"]
+Keys = UInt64[np.ndarray, " clients"]
 
 
-def full_ranks(scores: Scores, targets: Ragged, masked: Ragged) -> Int64[np.ndarray, " targets"]:
+def full_ranks(
+    scores: Scores, targets: Ragged, masked: Ragged, ties: Ties = "pessimistic", keys: Keys | None = None
+) -> Int64[np.ndarray, " targets"]:
     """The rank of each target among all M items but the client's `masked` ones, flat as `targets.values`.
 
     Several targets of one client rank against each other as well: another target comes before this one
     if it scores more, or the same and stands earlier in the list. So n targets above all other items get
-    the ranks 1..n. A target must not be masked; masked items are distinct within a row.
+    the ranks 1..n. A target must not be masked; masked items are distinct within a row. keys: the clients'
+    own, for random ties.
     """
-    return _full_ranks(_contiguous(scores), targets.ptr, targets.values, masked.ptr, masked.values)
+    lists = targets.ptr, targets.values, masked.ptr, masked.values
+    if ties == "pessimistic":
+        return _full_ranks(_contiguous(scores), *lists)
+    return ordered.full_ranks(_contiguous(scores), *lists, _keys(keys, scores, ties), ties == "random")
 
 
-def candidate_ranks(scores: Scores, targets: Ragged, candidates: Ragged) -> Int64[np.ndarray, " targets"]:
+def candidate_ranks(
+    scores: Scores, targets: Ragged, candidates: Ragged, ties: Ties = "pessimistic", keys: Keys | None = None
+) -> Int64[np.ndarray, " targets"]:
     """The rank of each target among the client's `candidates` and itself, flat as `targets.values`.
 
     A client's other targets play no part. Candidates must not hold the target. No candidates: rank 1.
     """
-    return _candidate_ranks(_contiguous(scores), targets.ptr, targets.values, candidates.ptr, candidates.values)
+    lists = targets.ptr, targets.values, candidates.ptr, candidates.values
+    if ties == "pessimistic":
+        return _candidate_ranks(_contiguous(scores), *lists)
+    return ordered.candidate_ranks(_contiguous(scores), *lists, _keys(keys, scores, ties), ties == "random")
+
+
+def _keys(keys: Keys | None, scores: Scores, ties: Ties) -> Keys:
+    if keys is None and ties == "random":
+        raise ValueError("random ties need a key of each client")
+    return np.zeros(len(scores), np.uint64) if keys is None else keys
 
 
 def score_spread(scores: Scores) -> Float64[np.ndarray, " clients"]:

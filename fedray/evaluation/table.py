@@ -49,11 +49,13 @@ def end_markdown(
     controls: Mapping[str, Mapping[str, float]],
     ks: Collection[int] | None = None,
     kinds: Sequence[str] = KINDS,
+    title: str = "",
 ) -> str:
-    """The same table as Markdown, without a title; ends with a newline."""
+    """The same table as Markdown, a paragraph of its own for the title; ends with a newline."""
     header, rows = _cells(test, controls, ks, kinds)
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
+    head = f"{title}\n\n" if title else ""
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
 
 
 def split_of(controls: Mapping[str, Mapping[str, Mapping[str, float]]], split: str) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedray import fixed_point
 from fedray.errors import AggregateOverflowError
-from fedray.federated.kernels import add_row_deltas
+from fedray.federated.kernels.rows import add_row_deltas
 from fedray.types import Arrays, ServerState
 
 SPARSE_BELOW = 1 / 3
@@ -147,17 +147,23 @@ def _diverged(trained: np.ndarray, weight: np.ndarray) -> AggregateOverflowError
     return fixed_point.overflow(float(np.abs(trained).max(initial=0.0)) * float(weight.sum()))
 
 
+def mean_changes(state: ServerState, total: Aggregate) -> Arrays:
+    """Weighted mean over clients of each shared parameter less the parameter itself, float64; tables exactly 0 where
+    nobody touched a row. Parameters that no client sent are left out."""
+    out: Arrays = {}
+    for name in (*total.rows, *total.dense):
+        weight = total.scalar(f"weight/{name}")
+        if weight > 0:
+            grid = total.rows[name].dense() if name in total.rows else total.dense[name]
+            out[name] = fixed_point.restore(grid) / weight
+            kept = total.scalars.get(f"decay/{name}", total.scalars[f"weight/{name}"])
+            if kept != total.scalars[f"weight/{name}"]:
+                out[name] += state.params[name] * (kept / total.scalars[f"weight/{name}"] - 1.0)
+    return out
+
+
 def weighted_mean(state: ServerState, total: Aggregate) -> ServerState:
     """FedAvg (McMahan et al., 2017): every shared parameter becomes the weighted mean of the clients' own."""
-    params: Arrays = dict(state.params)
-    for name, sums in total.rows.items():
-        weight = total.scalar(f"weight/{name}")
-        if weight > 0:
-            keep = total.scalars[f"decay/{name}"] / total.scalars[f"weight/{name}"]
-            new = params[name] * keep + fixed_point.restore(sums.dense()) / weight
-            params[name] = new.astype(np.float32)
-    for name, grid in total.dense.items():
-        weight = total.scalar(f"weight/{name}")
-        if weight > 0:
-            params[name] = (params[name] + fixed_point.restore(grid) / weight).astype(np.float32)
+    changes = mean_changes(state, total)
+    params = {k: (v + changes[k]).astype(np.float32) if k in changes else v for k, v in state.params.items()}
     return ServerState(state.round + 1, params, state.extra)

@@ -4,11 +4,11 @@ A `ClientActor` is a thin shell round one `ClientHost`; so is each part of the `
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -16,17 +16,21 @@ from safetensors.numpy import load_file, save_file
 
 from fedray.config import RunConfig
 from fedray.data.blocks import RoundSamples, draw_samples
-from fedray.data.negatives import candidates, spared
-from fedray.data.protocols import Protocol, protocol
-from fedray.evaluation.metrics import MetricSums, evaluate_scores
+from fedray.data.negatives import shortlists, spared
+from fedray.data.protocols import Protocol, rules_of
+from fedray.evaluation.metrics import ByClient, MetricSums, score_metrics, summed
+from fedray.evaluation.users import Users, merged, users_of
 from fedray.federated import client_store
-from fedray.federated.aggregate import ZERO, Aggregate, merge, sum_dense, sum_rows, sum_scalars
-from fedray.federated.client_store import ClientStore, TunedRows
+from fedray.federated.aggregate import ZERO, Aggregate
+from fedray.federated.client_store import ClientStore, OwnRows, TunedRows
 from fedray.federated.cohort import members
-from fedray.federated.local_training import LocalResult, LocalStart, train_clients
-from fedray.federated.method import Method
+from fedray.federated.kernels.rows import whole_tables
+from fedray.federated.local import LocalResult, LocalStart
+from fedray.federated.local_training import train_clients
+from fedray.federated.method import Method, Uploads
 from fedray.federated.scoring import score_clients
-from fedray.types import Broadcast, ClientData, Ragged, Split
+from fedray.federated.uploads import noise_keys, sum_uploads, upload_bytes, whole_uploads
+from fedray.types import Arrays, Broadcast, ClientData, Ragged, Split
 
 Seconds = dict[str, float]
 
@@ -43,35 +47,42 @@ class ClientHost:
     store: ClientStore
     best: ClientStore
     device: str = "cpu"
+    also: Mapping[str, ClientStore] = field(default_factory=dict)
 
     @property
     def protocol(self) -> Protocol:
         """The run's protocol."""
-        return protocol(self.config.evaluation.protocol)
+        return rules_of(self.config.evaluation)
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What leaves a host after a round: one partial sum, never one table per client."""
+    """What leaves a host after a round: one partial sum, never one table per client (but where the method collects
+    tables, and says so: then `uploads` has a part per host)."""
 
     total: Aggregate
     clients: int
     bytes_up: int
     seconds: Seconds
+    uploads: tuple[Uploads, ...] = ()
 
 
 def make_host(config: RunConfig, method: Method, data: ClientData, device: str = "cpu") -> ClientHost:
     """Clients at their start. Initial values depend on seed and client only."""
-    rules = protocol(config.evaluation.protocol)
+    rules = rules_of(config.evaluation)
     private = method.init_clients(config.seed, data.client)
-    tables = {k: v for k, v in method.init_server(config.seed).items() if k in method.tuned}
-    store = client_store.fresh(private, len(data), tables)
-    shortlist = candidates(config.data.seed, data) if "sampled99" in rules.rankings else {}
+    shared = method.init_server(config.seed)
+    tables, whole = ({k: shared[k] for k in names} for names in (method.tuned, method.collects))
+    store = client_store.fresh(private, len(data), tables, method.init_private_rows(config.seed), whole)
+    shortlist = shortlists(config.data.seed, data, rules)
     return ClientHost(config, method, data, spared(data, rules), shortlist, store, store, device)
 
 
-def train(host: ClientHost, broadcast: Broadcast, limit: np.uint64) -> tuple[ClientHost, TrainReport]:
-    """One round on this host's share of the cohort (see `cohort`)."""
+def train(
+    host: ClientHost, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None
+) -> tuple[ClientHost, TrainReport]:
+    """One round on this host's share of the cohort (see `cohort`). targets: what the server made for single clients
+    (at least those of this host that have one), where the method personalises."""
     seconds: Seconds = {}
     chosen = members(host.config.seed, broadcast.round, host.data.client, limit)
     who = np.flatnonzero(chosen & (host.data.train.lengths() > 0))
@@ -80,14 +91,47 @@ def train(host: ClientHost, broadcast: Broadcast, limit: np.uint64) -> tuple[Cli
     with timed(seconds, "samples"):
         samples = samples_of(host, who, broadcast.round)
     with timed(seconds, "train"):
-        start = start_of(host, who, broadcast, samples)
+        own = own_targets(host, who, broadcast, targets)
+        start = start_of(host, who, broadcast, samples, own)
         result = train_clients(host.method, host.config.train, broadcast.round, start, samples, host.device)
+        whole = whole_of(host.method, broadcast, samples, result, own)
     with timed(seconds, "aggregate"):
-        total = sum_uploads(host.method, broadcast, samples, result)
+        keys = noise_keys(host.config.seed, broadcast.round, samples.client)
+        total = sum_uploads(host.method, broadcast, samples, result, keys)
+        uploads = (whole_uploads(host.method, whole, samples.client, keys),) if whole else ()
     with timed(seconds, "store"):
-        store = keep(host, who, broadcast, samples, result)
-    report = TrainReport(total.compact(), len(who), upload_bytes(host.method, samples, result), seconds)
-    return replace(host, store=store), report
+        store = keep(host, who, broadcast, samples, result, whole)
+    up = upload_bytes(host.method, broadcast, samples, result)
+    return replace(host, store=store), TrainReport(total.compact(), len(who), up, seconds, uploads)
+
+
+def own_targets(
+    host: ClientHost, who: Int[np.ndarray, " k"], broadcast: Broadcast, targets: Uploads | None
+) -> Mapping[str, np.ndarray]:
+    """table -> the target of each client [k] [M, d]: the server's own for it, else the broadcast."""
+    if not host.method.pull:
+        return {}
+    place = dict(zip(targets.client.tolist(), range(len(targets.client)))) if targets else {}
+    ids = host.data.client[who].tolist()
+    return {
+        k: np.stack([targets.tables[k][place[c]] if targets and c in place else broadcast.params[k] for c in ids])
+        for k in host.method.pull
+    }
+
+
+def whole_of(
+    method: Method, broadcast: Broadcast, samples: RoundSamples, result: LocalResult, targets: Mapping[str, np.ndarray]
+) -> Arrays:
+    """The trained tables in full [k, M, d], of those that the method collects."""
+    n, zero = len(samples.client), np.zeros(len(samples.client))
+    none = np.zeros((n, 0, 0), np.float32)
+    return {
+        k: whole_tables(
+            broadcast.params[k], targets.get(k, none), result.decay[k], result.toward.get(k, zero), samples.row_ptr,
+            samples.rows, result.rows[k],
+        )
+        for k in method.collects
+    }  # fmt: skip
 
 
 def samples_of(host: ClientHost, who: Int[np.ndarray, " k"], round_: int) -> RoundSamples:
@@ -102,43 +146,31 @@ def samples_of(host: ClientHost, who: Int[np.ndarray, " k"], round_: int) -> Rou
         data.n_items,
         schedule.negatives,
         schedule.local_epochs,
+        pairs=schedule.loss == "bpr",
+        lowest=host.protocol.negatives == "fixed_lowest",
     )
 
 
-def start_of(host: ClientHost, who: Int[np.ndarray, " k"], broadcast: Broadcast, samples: RoundSamples) -> LocalStart:
-    """The broadcast's rows that each client touches, and its own private parameters."""
-    method = host.method
+def start_of(
+    host: ClientHost,
+    who: Int[np.ndarray, " k"],
+    broadcast: Broadcast,
+    samples: RoundSamples,
+    targets: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> LocalStart:
+    """The broadcast's rows that each client touches, its own private rows and parameters, and its targets' rows."""
+    method, store = host.method, host.store
+    tables = {k: broadcast.params[k] for k in method.shared_rows}
+    tables |= {k: store.own[k].take(who, samples.row_ptr, samples.rows) for k in method.private_rows}
+    flat = np.arange(len(samples.rows))
+    client = np.repeat(np.arange(len(who)), samples.n_rows())
     return LocalStart(
-        {k: broadcast.params[k] for k in method.shared_rows},
-        samples.rows,
+        tables,
+        {k: flat if k in method.private_rows else samples.rows for k in tables},
         {k: np.broadcast_to(v := broadcast.params[k], (len(who), *v.shape)) for k in method.shared_dense},
-        {k: host.store.private[k][who] for k in method.private},
+        {k: store.private[k][who] for k in method.private},
+        {k: v[client, samples.rows] for k, v in targets.items()},
     )
-
-
-def sum_uploads(method: Method, broadcast: Broadcast, samples: RoundSamples, result: LocalResult) -> Aggregate:
-    """All uploads of the clients as one exact sum: declared tables, weights and losses, nothing private."""
-    weight = method.weight(samples.n_samples())
-    parts = [
-        sum_rows(k, broadcast.params[k], result.rows[k], samples.rows, samples.row_ptr, result.decay[k], weight)
-        for k in method.shared_rows
-    ]
-    parts += [sum_dense(k, broadcast.params[k], result.dense[k], weight) for k in method.shared_dense]
-    n = samples.n_samples()
-    losses = {
-        "loss": result.loss.astype(np.float64),
-        "clients": np.ones(len(n)),
-        "samples": n.astype(np.float64),
-    }
-    return reduce(merge, parts, sum_scalars(losses))
-
-
-def upload_bytes(method: Method, samples: RoundSamples, result: LocalResult) -> int:
-    """What the clients of this host would send, as 4-byte numbers: the ids of the rows they touched, row and dense
-    deltas, and under weight decay one factor per client and table."""
-    factors = sum(len(f) for f in result.decay.values() if np.any(f != 1.0))
-    rows = len(samples.rows) + sum(result.rows[k].size for k in method.shared_rows)
-    return 4 * (rows + factors + sum(result.dense[k].size for k in method.shared_dense))
 
 
 def keep(
@@ -147,28 +179,39 @@ def keep(
     broadcast: Broadcast,
     samples: RoundSamples,
     result: LocalResult,
+    whole: Arrays,
 ) -> ClientStore:
     """The store after the round."""
-    tuned = None
-    if host.method.tuned:
-        values = {k: result.rows[k] for k in host.method.tuned}
-        scale = {k: result.decay[k] for k in host.method.tuned}
+    tuned, method = None, host.method
+    if method.tuned:
+        values = {k: result.rows[k] for k in method.tuned}
+        scale = {k: result.decay[k] for k in method.tuned}
         tuned = TunedRows(samples.row_ptr, samples.rows, values, scale)
-    base = {k: broadcast.params[k] for k in host.method.tuned}
-    return client_store.updated(host.store, who, broadcast.round, result.private, tuned, base)
+    base = {k: broadcast.params[k] for k in method.tuned}
+    own: dict[str, OwnRows] = {
+        k: host.store.own[k].updated(who, samples.row_ptr, samples.rows, result.rows[k], result.decay[k])
+        for k in method.private_rows
+    }
+    return client_store.updated(host.store, who, broadcast.round, result.private, tuned, base, own, whole)
 
 
-def keep_best(host: ClientHost) -> ClientHost:
-    """Remember this round's store: validation found it the best so far."""
-    return replace(host, best=host.store)
+def keep_best(host: ClientHost, which: str = "best") -> ClientHost:
+    """Remember this round's store as the best so far, or, under several metrics, as that of another one."""
+    return replace(host, best=host.store) if which == "best" else replace(host, also={**host.also, which: host.store})
+
+
+def scored_store(host: ClientHost, which: str) -> ClientStore:
+    """The current store or one that was kept; from the broadcast's item tables where the protocol scores those."""
+    store = {"current": host.store, "best": host.best, **host.also}[which]
+    return client_store.untrained(store) if host.protocol.scored_table == "aggregated" else store
 
 
 def evaluate(
     host: ClientHost, broadcast: Broadcast, splits: tuple[Split, ...], which: str = "current"
 ) -> tuple[dict[str, MetricSums], Seconds]:
-    """Metric sums over this host's clients, per split, of the current or the best round's store."""
+    """Metric sums over this host's clients, per split, of the current round's store or of a kept one."""
     seconds: Seconds = {}
-    store = host.best if which == "best" else host.store
+    store = scored_store(host, which)
     sums: dict[str, MetricSums] = dict.fromkeys(splits, MetricSums.zero())
     with timed(seconds, "evaluate"):
         for who, scores in score_clients(host.method, store, broadcast.params, host.device):
@@ -181,9 +224,26 @@ def measure(
     host: ClientHost, who: Int[np.ndarray, " k"], scores: Float32[np.ndarray, "k M"], split: Split
 ) -> MetricSums:
     """Metric sums of the clients at positions `who`, whose scores are given row for row."""
+    return summed(measure_each(host, who, scores, split))
+
+
+def measure_each(
+    host: ClientHost, who: Int[np.ndarray, " k"], scores: Float32[np.ndarray, "k M"], split: Split
+) -> ByClient:
+    """`measure` before it is summed."""
     data = host.data.take(who)
     shortlist = host.candidates[split].take(who) if split in host.candidates else None
-    return evaluate_scores(scores, data, split, host.protocol, shortlist, host.config.evaluation.k)
+    return score_metrics(scores, data, split, host.protocol, shortlist, host.config.evaluation.k)
+
+
+def per_client(host: ClientHost, broadcast: Broadcast, which: str = "best") -> tuple[MetricSums, Users]:
+    """The test metrics of a kept round's store, in one pass: their sums, and each client's own."""
+    total, parts = MetricSums.zero(), []
+    for who, scores in score_clients(host.method, scored_store(host, which), broadcast.params, host.device):
+        found = measure_each(host, who, scores, "test")
+        total = total.merge(summed(found))
+        parts.append(users_of(host.data.client[who], found))
+    return total, merged(parts)
 
 
 @contextmanager

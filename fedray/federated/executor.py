@@ -1,6 +1,6 @@
 """Where rounds run. `rounds.py` is handed an `Executor`; the serial one is also the fake that tests use.
 
-An executor gives sums over all clients, never one client's part.
+An executor gives sums over all clients, never one client's part; but for `per_client`, once, at the end of a run.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Int
 
 from fedray.evaluation.metrics import MetricSums
+from fedray.evaluation.users import Users, merged
 from fedray.federated import clients
 from fedray.federated.aggregate import ZERO, merge
 from fedray.federated.clients import ClientHost, Seconds, TrainReport
 from fedray.federated.local_only import local_only
+from fedray.federated.method import Uploads
 from fedray.types import Broadcast, Split
 
 Sums = dict[str, MetricSums]
@@ -26,16 +28,20 @@ class Executor(Protocol):
 
     clients: Int[np.ndarray, " n"]
 
-    def train(self, broadcast: Broadcast, limit: np.uint64) -> TrainReport:
-        """One round of local training on the cohort; the sum of its uploads."""
+    def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None) -> TrainReport:
+        """One round of local training on the cohort; the sum of its uploads. targets: see `clients.train`."""
         ...
 
     def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
-        """Metric sums of the splits; `which` is 'current' or 'best' (see `keep_best`)."""
+        """Metric sums of the splits; `which` is 'current' or what `keep_best` kept."""
         ...
 
-    def keep_best(self) -> None:
-        """Every client remembers its state of this round as the best."""
+    def keep_best(self, which: str = "best") -> None:
+        """Every client remembers its state of this round as the best (under several metrics: as that of `which`)."""
+        ...
+
+    def per_client(self, broadcast: Broadcast, which: str = "best") -> tuple[MetricSums, Users]:
+        """Test metrics of the best round, summed and for each client by id."""
         ...
 
     def local_only(self, rounds: int) -> Sums:
@@ -51,9 +57,9 @@ class SerialExecutor:
         self._hosts = list(hosts)
         self.clients = np.sort(np.concatenate([h.data.client for h in self._hosts]))
 
-    def train(self, broadcast: Broadcast, limit: np.uint64) -> TrainReport:
+    def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """See `Executor`."""
-        done = [clients.train(h, broadcast, limit) for h in self._hosts]
+        done = [clients.train(h, broadcast, limit, targets) for h in self._hosts]
         self._hosts = [h for h, _ in done]
         return merge_reports((r for _, r in done), add)
 
@@ -61,9 +67,13 @@ class SerialExecutor:
         """See `Executor`."""
         return merge_sums((clients.evaluate(h, broadcast, splits, which) for h in self._hosts), add)
 
-    def keep_best(self) -> None:
+    def keep_best(self, which: str = "best") -> None:
         """See `Executor`."""
-        self._hosts = [clients.keep_best(h) for h in self._hosts]
+        self._hosts = [clients.keep_best(h, which) for h in self._hosts]
+
+    def per_client(self, broadcast: Broadcast, which: str = "best") -> tuple[MetricSums, Users]:
+        """See `Executor`."""
+        return merge_users(clients.per_client(h, broadcast, which) for h in self._hosts)
 
     def local_only(self, rounds: int) -> Sums:
         """See `Executor`."""
@@ -84,7 +94,8 @@ def merge_reports(reports: Iterable[TrainReport], join: Callable[[float, float],
 
     def both(a: TrainReport, b: TrainReport) -> TrainReport:
         seconds = merge_seconds(a.seconds, b.seconds, join)
-        return TrainReport(merge(a.total, b.total), a.clients + b.clients, a.bytes_up + b.bytes_up, seconds)
+        counts = a.clients + b.clients, a.bytes_up + b.bytes_up
+        return TrainReport(merge(a.total, b.total), *counts, seconds, a.uploads + b.uploads)
 
     return reduce(both, reports, TrainReport(ZERO, 0, 0, {}))
 
@@ -97,6 +108,12 @@ def merge_sums(parts: Iterable[tuple[Sums, Seconds]], join: Callable[[float, flo
         total = {k: total[k].merge(v) if k in total else v for k, v in sums.items()}
         seconds = merge_seconds(seconds, took, join)
     return total, seconds
+
+
+def merge_users(parts: Iterable[tuple[MetricSums, Users]]) -> tuple[MetricSums, Users]:
+    """The sums and the clients of all hosts."""
+    sums, users = zip(*parts, strict=True)
+    return reduce(MetricSums.merge, sums, MetricSums.zero()), merged(users)
 
 
 def merge_seconds(a: Seconds, b: Seconds, join: Callable[[float, float], float]) -> Seconds:

@@ -13,8 +13,9 @@ from jaxtyping import Int
 
 from fedray.evaluation.metrics import MetricSums
 from fedray.federated.clients import ClientHost, measure, samples_of
-from fedray.federated.local_training import LocalStart, train_clients
-from fedray.federated.scoring import WIDTH
+from fedray.federated.kernels.linear import WIDTH
+from fedray.federated.local import LocalStart
+from fedray.federated.local_training import train_clients
 from fedray.types import Arrays, Split
 
 SPLITS: tuple[Split, ...] = ("valid", "test")
@@ -33,6 +34,7 @@ def local_only(host: ClientHost, rounds: int) -> dict[str, MetricSums]:
 def _block(host: ClientHost, who: Int[np.ndarray, " k"], rounds: int) -> dict[str, MetricSums]:
     shared = host.method.init_server(host.config.seed)
     own = {k: np.repeat(v[None], len(who), axis=0) for k, v in shared.items()}
+    own |= {k: np.repeat(v[None], len(who), axis=0) for k, v in host.method.init_private_rows(host.config.seed).items()}
     own |= host.method.init_clients(host.config.seed, host.data.client[who])
     for round_ in range(rounds):
         own = _train_alone(host, who, own, round_)
@@ -50,15 +52,16 @@ def _train_alone(host: ClientHost, who: Int[np.ndarray, " k"], own: Arrays, roun
         return own
     index = np.repeat(np.arange(len(who)), samples.n_rows()) * host.data.n_items + samples.rows
     start = LocalStart(
-        {k: _flat(own[k]) for k in method.shared_rows},
-        index,
+        {k: _flat(own[k]) for k in method.row_tables},
+        dict.fromkeys(method.row_tables, index),
         {k: own[k] for k in method.shared_dense},
         {k: own[k] for k in method.private},
+        {k: _flat(own[k])[index] for k in method.pull},
     )
     result = train_clients(method, host.config.train, round_, start, samples)
     new = {**own, **result.private, **result.dense}
-    for k in method.shared_rows:
-        factor = result.decay[k].astype(np.float32)
+    for k in method.row_tables:
+        factor = (result.decay[k] + result.toward.get(k, 0.0)).astype(np.float32)  # its own table is its target
         if np.any(factor != 1.0):
             new[k] = own[k] * factor.reshape(-1, *[1] * (own[k].ndim - 1))
         _flat(new[k])[index] = result.rows[k]

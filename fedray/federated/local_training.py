@@ -4,46 +4,20 @@ Both take the same `LocalStart`, the same ragged samples and return the same `Lo
 result is a function of its own inputs alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float
 from torch.func import grad_and_value, vmap
 
 from fedray.config import TrainConfig
 from fedray.data.blocks import ClientBlock, RoundSamples, stack
 from fedray.errors import NonFiniteLossError, UnsupportedError
 from fedray.federated import optimizers
-from fedray.federated.kernels import train_linear
-from fedray.federated.method import Batch, Method, Phase
+from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Phase
+from fedray.federated.method import Batch, Method
 from fedray.types import Arrays, Params
-
-
-@dataclass(frozen=True)
-class LocalStart:
-    """Where C clients start. Their touched rows, flat over clients, are `tables[name][index]` [R, ...]; `dense[name]`
-    and `private[name]` are [C, ...] (dense ones are usually one array seen C times)."""
-
-    tables: Arrays
-    index: Int[np.ndarray, " R"]
-    dense: Arrays
-    private: Arrays
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What C clients have after local training.
-
-    rows[name] [R, ...]; private and dense as in `LocalStart`; decay[name] [C]: the factor by
-    which rows the client did not touch shrank. loss [C]: mean over the client's samples, before each step.
-    """
-
-    rows: Arrays
-    dense: Arrays
-    private: Arrays
-    decay: Arrays
-    loss: Float32[np.ndarray, " C"]
 
 
 def train_clients(
@@ -55,11 +29,13 @@ def train_clients(
     device: str = "cpu",
 ) -> LocalResult:
     """One round of local training. Raises `NonFiniteLossError` naming the clients."""
-    phases = method.phases(round_)
+    plan = plan_of(method, config, round_)
     if compiled(method, config, device):
-        result = _train_compiled(method, config, phases, start, samples)
+        assert method.kernel is not None
+        result = method.kernel.train(plan, start, samples)
     else:
-        result = _train_vmapped(method, config, phases, start, samples, device)
+        result = _train_vmapped(method, config, plan, start, samples, device)
+    decay, toward = untouched(method.row_tables, plan, samples)
     bad = ~np.isfinite(result.loss)
     if bad.any():
         who = samples.client[bad]
@@ -68,24 +44,39 @@ def train_clients(
             "finite losses",
             "Lower backbone.lr or the learning-rate scales.",
         )
-    return result
+    return replace(result, decay=decay, toward=toward)
+
+
+def plan_of(method: Method, config: TrainConfig, round_: int) -> LocalPlan:
+    """The round's local schedule."""
+    private = config.weight_decay if config.private_weight_decay is None else config.private_weight_decay
+    return LocalPlan(
+        method.phases(round_), config.batch_size, config.loss, config.weight_decay, private, method.step_decay,
+        method.pull, method.coefficients(round_),
+    )  # fmt: skip
 
 
 def compiled(method: Method, config: TrainConfig, device: str) -> bool:
     """Whether the compiled kernel trains this; `train.path: compiled` insists, and says why where it cannot."""
-    able = method.linear_head is not None and config.optimizer == "sgd" and device == "cpu"
+    able = method.kernel is not None and config.optimizer == "sgd" and device == "cpu"
     if config.path == "compiled" and not able:
         raise UnsupportedError(
             f"train.path: compiled with {method.name}, {config.optimizer}, {device}",
-            "a method with a linear head, optimizer sgd, and the CPU",
+            "a method with a compiled kernel, optimizer sgd, and the CPU",
             "Use train.path: auto.",
         )
     return able and config.path != "vmap"
 
 
-def check_optimizer(config: TrainConfig) -> None:
-    """Adam with L2 decay moves every row of the table: refused rather than approximated."""
-    if config.optimizer == "adam" and config.weight_decay > 0:
+def check_optimizer(config: TrainConfig, method: Method) -> None:
+    """Adam with L2 decay or a pull moves every row of the table: refused rather than approximated."""
+    if config.optimizer == "adam" and any(method.pull.values()):
+        raise UnsupportedError(
+            f"train.optimizer: adam with {method.name}",
+            "sgd: its pull to the client's table from the server is a step of SGD",
+            "Use train.optimizer: sgd, or set backbone.reg: 0.",
+        )
+    if config.optimizer == "adam" and (config.weight_decay > 0 or config.private_weight_decay):
         raise UnsupportedError(
             "train.optimizer: adam with train.weight_decay > 0",
             "sgd with decay, or adam without",
@@ -98,59 +89,55 @@ def _steps(samples: RoundSamples, batch_size: int) -> np.ndarray:
     return len(samples.order) * -(-samples.n_samples() // batch_size)
 
 
-def _decay(method: Method, config: TrainConfig, phases: tuple[Phase, ...], samples: RoundSamples) -> Arrays:
-    """The factor of untouched rows: (1 - lr decay) per step in which their table is updated."""
-    steps = _steps(samples, config.batch_size)
-    factor = {name: np.ones(len(steps)) for name in method.shared_rows}
-    for phase in phases if config.weight_decay else ():
-        for name in factor.keys() & phase.keys():
-            factor[name] = factor[name] * (1.0 - phase[name] * config.weight_decay) ** steps
-    return factor
+def untouched(tables: tuple[str, ...], plan: LocalPlan, samples: RoundSamples) -> tuple[Arrays, Arrays]:
+    """What became of a row z that its client did not touch: decay[table][c] z + toward[table][c] target.
 
-
-def _train_compiled(
-    method: Method, config: TrainConfig, phases: tuple[Phase, ...], start: LocalStart, samples: RoundSamples
-) -> LocalResult:
-    assert method.linear_head is not None
-    table, weight, bias = method.linear_head
-    base, w, b = start.tables[table], start.private[weight].copy(), start.private[bias].copy()
-    rows = np.empty((len(start.index), base.shape[1]), np.float32)
-    rates = np.array([[p.get(weight, -1.0), p.get(bias, -1.0), p.get(table, -1.0)] for p in phases])
-    loss = train_linear(
-        base, start.index, rows, w, b, samples.row_ptr, samples.sample_ptr, samples.item, samples.label, samples.order,
-        config.batch_size, rates.astype(np.float32), np.float32(config.weight_decay),
-    )  # fmt: skip
-    decay = _decay(method, config, phases, samples)
-    return LocalResult({table: rows}, {}, {weight: w, bias: b}, decay, loss)
+    Every update of its table multiplies z by 1 - lr (decay + pull) and adds lr pull target.
+    """
+    steps = _steps(samples, plan.batch_size)
+    decay, toward = {k: np.ones(len(steps)) for k in tables}, {k: np.zeros(len(steps)) for k in plan.pull}
+    if not plan.decay and not plan.pull:
+        return decay, toward
+    for s in range(int(steps.max(initial=0))):
+        going = steps > s
+        for phase in plan.phases:
+            for k in decay.keys() & phase.keys():
+                lr, pull = phase[k] * plan.step_decay**s, plan.pull.get(k, 0.0)
+                keep = np.where(going, 1.0 - lr * (plan.decay + pull), 1.0)
+                decay[k] = decay[k] * keep
+                if pull:
+                    toward[k] = toward[k] * keep + np.where(going, lr * pull, 0.0)
+    return decay, toward
 
 
 def _train_vmapped(
-    method: Method,
-    config: TrainConfig,
-    phases: tuple[Phase, ...],
-    start: LocalStart,
-    samples: RoundSamples,
-    device: str,
+    method: Method, config: TrainConfig, plan: LocalPlan, start: LocalStart, samples: RoundSamples, device: str
 ) -> LocalResult:
-    rows = {k: v[start.index] for k, v in start.tables.items()}
+    rows = {k: start.rows(k) for k in start.tables}
     private = {k: v.copy() for k, v in start.private.items()}
     dense = {k: v.copy() for k, v in start.dense.items()}
     loss = np.zeros(len(samples.client), np.float32)
     for block in stack(samples, config.batch_size, config.block_width):
-        params = gather(start, samples, block, device)
-        params, losses = train_block(method, phases, config, params, block, device)
+        params, targets = gather(start, samples, block, device)
+        params, losses = train_block(method, plan, config, params, block, device, targets)
         _scatter(block, samples, params, losses, rows, dense, private, loss)
-    return LocalResult(rows, dense, private, _decay(method, config, phases, samples), loss)
+    return LocalResult(rows, dense, private, {}, loss)
 
 
-def gather(start: LocalStart, samples: RoundSamples, block: ClientBlock, device: str) -> Params:
-    """Stacked parameters [C, ...] of a block; padding slots repeat client 0, their masks are empty."""
+def gather(start: LocalStart, samples: RoundSamples, block: ClientBlock, device: str = "cpu") -> tuple[Params, Params]:
+    """Stacked parameters [C, ...] of a block, and the targets of its rows; padding slots repeat client 0, their masks
+    are empty."""
     slot = np.maximum(block.slot, 0)
     flat = samples.row_ptr[slot][:, None] + np.arange(block.rows.shape[1])
     flat = np.where(np.arange(block.rows.shape[1]) < block.n_rows[:, None], flat, samples.row_ptr[slot][:, None])
-    stacked = {k: v[start.index[flat]] for k, v in start.tables.items()}
+    stacked = {k: v[start.index[k][flat]] for k, v in start.tables.items()}
     stacked |= {k: v[slot] for part in (start.private, start.dense) for k, v in part.items()}
-    return {k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in stacked.items()}
+    targets = {k: v[flat] for k, v in start.target.items()}
+    return _tensors(stacked, device), _tensors(targets, device)
+
+
+def _tensors(arrays: Arrays, device: str) -> Params:
+    return {k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in arrays.items()}
 
 
 def _scatter(
@@ -177,48 +164,53 @@ def _scatter(
 
 def train_block(
     method: Method,
-    phases: tuple[Phase, ...],
+    plan: LocalPlan,
     config: TrainConfig,
     params: Params,
     block: ClientBlock,
     device: str = "cpu",
+    targets: Params | None = None,
 ) -> tuple[Params, Float[torch.Tensor, " C"]]:
     """All local steps of a block: each step runs the phases in turn, each with gradients at the newest values.
 
     Returns the trained parameters and each client's mean loss over its samples (of the first phase).
     """
     item, label, mask = (torch.from_numpy(x).to(device) for x in (block.item, block.label, block.mask))
-    check_optimizer(config)
-    params = {k: v.clone() if k in method.shared_rows else v for k, v in params.items()}
+    check_optimizer(config, method)
+    params = {k: v.clone() if k in method.row_tables else v for k, v in params.items()}
     adam = optimizers.adam_init() if config.optimizer == "adam" else None
     total, count = torch.zeros(len(item), device=device), mask.sum((1, 2)).clamp_min(1)
+    coefficients = {k: torch.tensor(v, dtype=torch.float32, device=device) for k, v in plan.coefficients.items()}
     for s in range(item.shape[1]):
         batch = Batch(item[:, s], label[:, s], mask[:, s])
         size = batch.mask.sum(1)
-        for i, phase in enumerate(phases):
-            grads, value = _gradients(method, params, batch, tuple(phase))
+        for i, phase in enumerate(plan.phases):
+            rates = {k: lr * plan.step_decay**s for k, lr in phase.items()}
+            grads, value = _gradients(method, params, batch, tuple(phase), coefficients)
             total = total + value * size if i == 0 else total
             if adam is None:
-                params = _sgd(method, params, grads, batch, phase, config.weight_decay)
+                params = _sgd(method, params, grads, batch, rates, plan, targets or {})
             else:
                 grads = _whole(method, params, grads, batch)
-                params, adam = optimizers.adam(params, grads, dict(phase), adam)
+                params, adam = optimizers.adam(params, grads, rates, adam)
     return params, total / count
 
 
-def _gradients(method: Method, params: Params, batch: Batch, names: tuple[str, ...]) -> tuple[Params, torch.Tensor]:
+def _gradients(
+    method: Method, params: Params, batch: Batch, names: tuple[str, ...], coefficients: Params
+) -> tuple[Params, torch.Tensor]:
     """Gradients of the one-client loss with respect to `names`, vectorised over clients.
 
     The loss sees of each row table only the rows of the batch, one per sample, [C, B, ...]: gradients of whole tables
     would be mostly zeros. `local_loss` reads tables through `batch.item` alone, so it cannot tell.
     """
-    seen = {k: _rows_of(v, batch.item) if k in method.shared_rows else v for k, v in params.items()}
+    seen = {k: _rows_of(v, batch.item) if k in method.row_tables else v for k, v in params.items()}
     moving = {k: seen[k] for k in names}
     fixed = {k: v for k, v in seen.items() if k not in moving}
     own = batch._replace(item=torch.arange(batch.item.shape[1], device=batch.item.device).expand_as(batch.item))
 
     def one(moving_: Params, fixed_: Params, batch_: Batch) -> torch.Tensor:
-        return method.local_loss({**fixed_, **moving_}, batch_)
+        return method.local_loss({**fixed_, **moving_, **coefficients}, batch_)
 
     return vmap(grad_and_value(one))(moving, fixed, own)
 
@@ -234,21 +226,28 @@ def _flat(table: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
     return (item + first[:, None]).flatten()
 
 
-def _sgd(method: Method, params: Params, grads: Params, batch: Batch, phase: Phase, weight_decay: float) -> Params:
+def _sgd(
+    method: Method, params: Params, grads: Params, batch: Batch, rates: Phase, plan: LocalPlan, targets: Params
+) -> Params:
     """One SGD step; row tables, which are this block's own copies, are changed in place."""
-    dense = {k: g for k, g in grads.items() if k not in method.shared_rows}
-    for k in grads.keys() - dense.keys():
-        if weight_decay:
-            params[k].mul_(1.0 - phase[k] * weight_decay)
+    tables = grads.keys() & set(method.row_tables)
+    for k in tables:
+        if pull := plan.pull.get(k, 0.0):
+            keep = 1.0 - rates[k] * (plan.decay + pull)
+            params[k].mul_(keep).add_(targets[k], alpha=rates[k] * pull)
+        elif plan.decay:
+            params[k].mul_(1.0 - rates[k] * plan.decay)
         flat = _flat(params[k], batch.item)
-        params[k].flatten(0, 1).index_add_(0, flat, grads[k].flatten(0, 1), alpha=-phase[k])
-    return optimizers.sgd(params, dense, dict(phase), weight_decay)
+        params[k].flatten(0, 1).index_add_(0, flat, grads[k].flatten(0, 1), alpha=-rates[k])
+    for names, decay in ((set(method.private), plan.private_decay), (set(method.shared_dense), plan.decay)):
+        params = optimizers.sgd(params, {k: g for k, g in grads.items() if k in names}, dict(rates), decay)
+    return params
 
 
 def _whole(method: Method, params: Params, grads: Params, batch: Batch) -> Params:
     """Gradients of whole row tables, for Adam, whose moments move rows that the batch does not have."""
     out = dict(grads)
-    for k in grads.keys() & set(method.shared_rows):
+    for k in grads.keys() & set(method.row_tables):
         zero = torch.zeros_like(params[k].flatten(0, 1))
         added = zero.index_add(0, _flat(params[k], batch.item), grads[k].flatten(0, 1))
         out[k] = added.reshape(params[k].shape)

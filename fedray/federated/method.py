@@ -9,21 +9,67 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 
+from fedray.data.blocks import RoundSamples
 from fedray.federated.aggregate import Aggregate
+from fedray.federated.client_store import OwnRows, TunedRows
+from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Phase
 from fedray.types import Arrays, Params, ServerState
-
-Phase = Mapping[str, float]
-"""One update of a local step: parameter name -> learning rate. Parameters not named stay as they are."""
 
 
 class Batch(NamedTuple):
-    """One local step's samples of one client; `item` are positions in the client's rows."""
+    """One local step's samples of one client; `item` are positions in the client's rows. Under the BPR loss places 2k
+    and 2k + 1 are a pair, the positive first."""
 
     item: Int[torch.Tensor, "*C B"]
     label: Float[torch.Tensor, "*C B"]
     mask: Bool[torch.Tensor, "*C B"]
+
+
+class Owned(NamedTuple):
+    """What K clients own when they are scored.
+
+    position: their places in the store. private [K, ...]. tuned: the store's tuned rows (or None); of other rows they
+    have scale[table][k] times the shared row (a table not named: once). personal: the store's private tables by
+    name. whole: tables that they keep in full, [K, M, ...].
+    """
+
+    position: Int[np.ndarray, " K"]
+    private: Arrays
+    tuned: TunedRows | None
+    scale: Arrays
+    personal: Mapping[str, OwnRows]
+    whole: Arrays
+
+
+class Kernel(NamedTuple):
+    """Compiled stand-ins for the vmapped `local_loss` and `score`, on the CPU with SGD.
+
+    train: as `local_training.train_clients`, less the factors of untouched rows. score: (shared tables and
+    parameters, what K clients own) -> scores [K, M].
+    """
+
+    train: Callable[[LocalPlan, LocalStart, RoundSamples], LocalResult]
+    score: Callable[[Arrays, Owned], Float32[np.ndarray, "K M"]]
+
+
+class Uploads(NamedTuple):
+    """Whole tables of the clients of a round, one by one: what a method that `collects` shows the server.
+
+    client: ids, ascending. tables[name] [n, M, ...]: after training (and, if asked for, noise).
+    """
+
+    client: Int[np.ndarray, " n"]
+    tables: Arrays
+
+
+class Noise(NamedTuple):
+    """What is done to an upload before it leaves its client: its delta is scaled down to the L2 norm `clip` (0: as it
+    is), then Laplace noise of this scale is added to every number of it, untouched rows included."""
+
+    scale: float
+    clip: float
 
 
 class Method(NamedTuple):
@@ -43,8 +89,16 @@ class Method(NamedTuple):
     score: params of one client -> a score per row of its item tables.
     tuned: the row tables whose locally trained rows the client keeps and scores with (its own table); the
       others are scored from the current broadcast.
-    linear_head: the parameters are (item table, head weight, head bias) with the loss of `models.linear`:
-      the compiled trainer may take the place of the vmapped loss.
+    private_rows: item tables that never leave the client; it keeps the rows it ever touched.
+    init_private_rows: seed -> their common start, each [M, ...].
+    coefficients: round -> numbers that `local_loss` finds among its parameters (weights of its terms).
+    step_decay: every learning rate is multiplied by it after each local step of a round.
+    pull: table -> strength of the pull of all its rows to the client's own target (see `LocalPlan`).
+    collects: shared tables that each client keeps whole and uploads whole; the server sees them one by one.
+    personalise: (ServerState, Uploads) -> (the next ServerState, the targets of those clients [n, M, ...]), where the
+      method collects.
+    noise: what is done to uploads before they leave.
+    kernel: may take the place of the vmapped functions.
     """
 
     name: str
@@ -59,4 +113,17 @@ class Method(NamedTuple):
     server_step: Callable[[ServerState, Aggregate], ServerState]
     score: Callable[[Params], Float[torch.Tensor, " rows"]]
     tuned: tuple[str, ...] = ()
-    linear_head: tuple[str, str, str] | None = None
+    private_rows: tuple[str, ...] = ()
+    init_private_rows: Callable[[int], Arrays] = lambda seed: {}
+    coefficients: Callable[[int], Mapping[str, float]] = lambda round_: {}
+    step_decay: float = 1.0
+    pull: Mapping[str, float] = {}
+    collects: tuple[str, ...] = ()
+    personalise: Callable[[ServerState, Uploads], tuple[ServerState, Arrays]] | None = None
+    noise: Noise | None = None
+    kernel: Kernel | None = None
+
+    @property
+    def row_tables(self) -> tuple[str, ...]:
+        """Every item table a client trains, shared or private."""
+        return self.shared_rows + self.private_rows

@@ -4,23 +4,27 @@
       -> broadcast             its shared parameters, once a round
       -> executor.train        the cohort trains; the sum of the uploads comes back
       -> method.server_step    the next state
-      -> executor.evaluate     metric sums come back; validation alone selects
+      -> executor.evaluate     metric sums come back; validation alone selects (but under a paper's own rules)
 
 Everything here is a pure function of its arguments; the executor decides where clients live.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from fedray.config import RunConfig
-from fedray.data.protocols import Protocol, protocol
+from fedray.data.protocols import Protocol, rules_of
 from fedray.evaluation.metrics import MetricSums
+from fedray.evaluation.users import Users
 from fedray.federated import cohort
 from fedray.federated.clients import TrainReport, timed
 from fedray.federated.executor import Executor, Sums, merge_seconds
-from fedray.federated.method import Method
+from fedray.federated.method import Method, Uploads
 from fedray.types import Broadcast, RoundReport, ServerState, Split
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -34,7 +38,6 @@ class Best:
     value: float
     broadcast: Broadcast
     validation: Mapping[str, float]
-    test: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,23 @@ class Run:
     config: RunConfig
     method: Method
     state: ServerState
-    best: Best | None = None
+    kept: Mapping[str, Best] = field(default_factory=dict)
     since_best: int = 0
     total_bytes: tuple[int, int] = (0, 0)
+    targets: Uploads | None = None
+
+    @property
+    def best(self) -> Best | None:
+        """Of the best rounds by metric, that of the one that leads."""
+        return next(iter(self.kept.values()), None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found: metrics of the selected round, by validation."""
+    """What a run found: metrics of the selected round, by validation; `users` are each client's, see its module.
+
+    Under a protocol that selects by several metrics these are means over `rounds`, and `best_round` is the first.
+    """
 
     best_round: int
     validation: Mapping[str, float]
@@ -60,6 +72,8 @@ class Outcome:
     local_only_errors: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    users: Users = field(default_factory=dict, compare=False)
+    rounds: Mapping[str, int] = field(default_factory=dict)
 
 
 def start(config: RunConfig, method: Method) -> Run:
@@ -76,10 +90,10 @@ def finished(run: Run) -> bool:
 def step(run: Run, executor: Executor) -> tuple[Run, RoundReport]:
     """One round: train, aggregate, evaluate, select."""
     begun = time.perf_counter()
-    state, trained, down = train_round(run, executor)
+    trained, down = train_round(run, executor)
     seconds = dict(trained.seconds)
     with timed(seconds, "server"):
-        state = run.method.server_step(state, trained.total)
+        state, targets = serve(run, trained)
     sums: Sums = {}
     if due(run.config, state.round):
         splits: tuple[Split, ...] = ("valid", "test") if test_every_round(run.config) else ("valid",)
@@ -87,19 +101,42 @@ def step(run: Run, executor: Executor) -> tuple[Run, RoundReport]:
         seconds = merge_seconds(seconds, took, max)
     up = trained.bytes_up
     total = (run.total_bytes[0] + down, run.total_bytes[1] + up)
-    run = select(replace(run, state=state, total_bytes=total), sums, executor)
+    run = select(replace(run, state=state, total_bytes=total, targets=targets), sums, executor)
     seconds["round"] = time.perf_counter() - begun
     metrics = {"train/loss": mean_loss(trained), **flat(sums)}
     return run, RoundReport(state.round, metrics, seconds, down, up, trained.clients)
 
 
-def train_round(run: Run, executor: Executor) -> tuple[ServerState, TrainReport, int]:
-    """The state, the cohort's summed report, and the bytes that went down."""
+def train_round(run: Run, executor: Executor) -> tuple[TrainReport, int]:
+    """The cohort's summed report, and the bytes that went down."""
     state, train = run.state, run.config.train
     limit = cohort.threshold(run.config.seed, state.round, executor.clients, train.clients_per_round)
-    trained = executor.train(Broadcast(state.round, state.params), limit)
-    down = trained.clients * sum(v.nbytes for v in state.params.values())
-    return state, trained, down
+    trained = executor.train(Broadcast(state.round, state.params), limit, run.targets)
+    personal = sum(state.params[k].nbytes for k in run.method.pull) * with_target(run.targets, trained)
+    return trained, personal + trained.clients * sum(v.nbytes for v in state.params.values())
+
+
+def with_target(targets: Uploads | None, trained: TrainReport) -> int:
+    """How many of the clients that trained were sent tables of their own."""
+    return 0 if targets is None else sum(int(np.isin(u.client, targets.client).sum()) for u in trained.uploads)
+
+
+def serve(run: Run, trained: TrainReport) -> tuple[ServerState, Uploads | None]:
+    """The server's part: the next state and, where the method personalises, what single clients get next round."""
+    state = run.method.server_step(run.state, trained.total)
+    if run.method.personalise is None or not trained.uploads:
+        return state, None
+    uploads = joined(trained.uploads)
+    state, tables = run.method.personalise(state, uploads)
+    return state, Uploads(uploads.client, tables)
+
+
+def joined(parts: Sequence[Uploads]) -> Uploads:
+    """All clients' uploads by ascending id, however they were packed."""
+    client = np.concatenate([p.client for p in parts])
+    order = np.argsort(client)
+    tables = {k: np.concatenate([p.tables[k] for p in parts])[order] for k in parts[0].tables}
+    return Uploads(client[order], tables)
 
 
 def mean_loss(trained: TrainReport) -> float:
@@ -115,38 +152,55 @@ def due(config: RunConfig, round_: int) -> bool:
 
 def test_every_round(config: RunConfig) -> bool:
     """Whether the test set is scored at every validation (a paper's habit) or once, at the end."""
-    chosen = config.evaluation.test
-    return (protocol(config.evaluation.protocol).test if chosen == "protocol" else chosen) == "every_round"
+    chosen, rules = config.evaluation.test, rules_of(config.evaluation)
+    return rules.select_split == "test" or (rules.test if chosen == "protocol" else chosen) == "every_round"
 
 
 def select(run: Run, sums: Sums, executor: Executor) -> Run:
-    """Remember this round if validation, and validation alone, says it is the best so far."""
+    """Remember this round if validation, and validation alone, says it is the best so far (see `Protocol`)."""
     if not sums:
         return run
-    rules = protocol(run.config.evaluation.protocol)
-    value = sums["valid"].means()[rules.select_on]
-    if run.best is not None and not _better(rules, value, run.best.value):
-        return replace(run, since_best=run.since_best + 1)
-    executor.keep_best()
-    test = sums["test"].means() if "test" in sums else None
-    broadcast = Broadcast(run.state.round, run.state.params)
-    return replace(run, best=Best(run.state.round, value, broadcast, sums["valid"].means(), test), since_best=0)
+    rules, broadcast = rules_of(run.config.evaluation), Broadcast(run.state.round, run.state.params)
+    here, validation = sums[rules.select_split].means(), sums["valid"].means()
+    won = [m for m in rules.select_on if m not in run.kept or _better(rules, here[m], run.kept[m].value)]
+    for metric in won:
+        executor.keep_best(slot(rules, metric))
+    new = {m: Best(run.state.round, here[m], broadcast, validation) for m in won}
+    return replace(run, kept={**run.kept, **new}, since_best=0 if won else run.since_best + 1)
 
 
 def _better(rules: Protocol, value: float, best: float) -> bool:
     return value > best or (value == best and rules.select_ties == "last") or math.isnan(best)
 
 
+def slot(rules: Protocol, metric: str) -> str:
+    """Under which name clients keep the state of the best round by this metric."""
+    return "best" if metric == rules.lead else metric
+
+
 def finish(run: Run, executor: Executor) -> Outcome:
-    """Score the test set with the selected round's state (once), and the local-only control if asked."""
+    """Score the test set with the selected round's state (once), and the local-only control if asked.
+
+    Where the test set was also scored every round this is the same state and the same number: what is reported and
+    what each client got come from one pass.
+    """
     assert run.best is not None, "no validation was ever due: due() is true after the last round"
-    test = run.best.test
-    if test is None:
-        test = executor.evaluate(run.best.broadcast, ("test",), "best")[0]["test"].means()
+    rules = rules_of(run.config.evaluation)
+    found = [executor.per_client(best.broadcast, slot(rules, metric)) for metric, best in run.kept.items()]
+    test, users = mean_of([sums.means() for sums, _ in found]), mean_of([each for _, each in found])
+    validation = mean_of([best.validation for best in run.kept.values()])
+    at = {metric: best.round for metric, best in run.kept.items()}
     alone = executor.local_only(run.config.train.rounds) if run.config.evaluation.local_only else {}
     errors = alone["test"].standard_errors() if alone else {}
     by_split = {split: sums.means() for split, sums in alone.items()}
-    return Outcome(run.best.round, run.best.validation, test, by_split, errors, *run.total_bytes)
+    return Outcome(run.best.round, validation, test, by_split, errors, *run.total_bytes, users, at)
+
+
+def mean_of(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Name by name (clients are the same in all); a single part is itself."""
+    if len(parts) == 1:
+        return parts[0]
+    return {k: v if k == "client" else sum(p[k] for p in parts) / len(parts) for k, v in parts[0].items()}
 
 
 def flat(sums: Sums) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """A Ray actor that is one client, or many: it holds their private interactions and local models.
 
 Its clients' data arrive once, at creation, and never leave; what it returns is a sum over its cohort (in literal
-mode, `runtime.clients_per_actor: 1`, that "sum" is one client's upload). The shell keeps one `ClientHost` and calls
-one pure function per request.
+mode, `runtime.clients_per_actor: 1`, that "sum" is one client's upload) and, at the end of a run, each client's test
+metrics. The shell keeps one `ClientHost` and calls one pure function per request.
 """
 
 import os
@@ -15,9 +15,11 @@ import torch
 
 from fedray.config import RunConfig
 from fedray.evaluation.metrics import MetricSums
+from fedray.evaluation.users import Users
 from fedray.federated import clients
 from fedray.federated.clients import Seconds, TrainReport
 from fedray.federated.local_only import local_only
+from fedray.federated.method import Uploads
 from fedray.methods import build
 from fedray.types import Arrays, Broadcast, ClientData, ItemFeatures, Split
 
@@ -35,9 +37,13 @@ class ClientActor:
         """Who is here."""
         return {"pid": os.getpid(), "clients": len(self._host.data)}
 
-    def train(self, params: Arrays, round_: int, limit: np.uint64) -> TrainReport:
+    def members(self) -> np.ndarray:
+        """The ids of the clients that are here."""
+        return self._host.data.client
+
+    def train(self, params: Arrays, round_: int, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """One round; see `clients.train`."""
-        self._host, report = clients.train(self._host, Broadcast(round_, _own(params)), limit)
+        self._host, report = clients.train(self._host, Broadcast(round_, _own(params)), limit, targets)
         return report
 
     def evaluate(
@@ -46,9 +52,13 @@ class ClientActor:
         """Metric sums; see `clients.evaluate`."""
         return clients.evaluate(self._host, Broadcast(round_, _own(params)), splits, which)
 
-    def keep_best(self) -> None:
-        """Remember this round's state as the best."""
-        self._host = clients.keep_best(self._host)
+    def keep_best(self, which: str) -> None:
+        """Remember this round's state; see `clients.keep_best`."""
+        self._host = clients.keep_best(self._host, which)
+
+    def per_client(self, params: Arrays, round_: int, which: str) -> tuple[MetricSums, Users]:
+        """Test metrics of each client; see `clients.per_client`."""
+        return clients.per_client(self._host, Broadcast(round_, _own(params)), which)
 
     def local_only(self, rounds: int) -> dict[str, MetricSums]:
         """The control with federation off."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+import torch
 
 from fedray.config import RunConfig
 from fedray.federated import rounds
@@ -29,6 +30,7 @@ class DriverActor:
         n_items: int,
         features: ItemFeatures | None = None,
     ) -> None:
+        torch.set_num_threads(1)  # as everywhere: the bits of a product may depend on it
         self._executor = RayExecutor(actors, clients)
         self._run = rounds.start(config, build(config, n_items, features))
 

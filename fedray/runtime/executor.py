@@ -9,8 +9,11 @@ from jaxtyping import Int
 from ray import exceptions
 
 from fedray.errors import ActorLostError, FedrayError
+from fedray.evaluation.metrics import MetricSums
+from fedray.evaluation.users import Users
 from fedray.federated.clients import Seconds, TrainReport
-from fedray.federated.executor import Sums, merge_reports, merge_sums
+from fedray.federated.executor import Sums, merge_reports, merge_sums, merge_users
+from fedray.federated.method import Uploads
 from fedray.types import Broadcast, Split
 
 T = TypeVar("T")
@@ -22,12 +25,21 @@ class RayExecutor:
     def __init__(self, actors: Sequence[Any], clients: Int[np.ndarray, " n"]) -> None:
         self._actors = list(actors)
         self._put: tuple[int, Any] | None = None
+        self._members: list[Any] = []
         self.clients = clients
 
-    def train(self, broadcast: Broadcast, limit: np.uint64) -> TrainReport:
+    def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """See `federated.executor.Executor`."""
         params = self._ref(broadcast)
-        return merge_reports(as_they_land([a.train.remote(params, broadcast.round, limit) for a in self._actors]), max)
+        own = self._split(targets) if targets else [None] * len(self._actors)
+        calls = [a.train.remote(params, broadcast.round, limit, t) for a, t in zip(self._actors, own)]
+        return merge_reports(as_they_land(calls), max)
+
+    def _split(self, targets: Uploads) -> list[Any]:
+        """Each actor's part, in the object store: no client gets what was made for another's actor."""
+        self._members = self._members or [get(a.members.remote()) for a in self._actors]
+        mine = [np.flatnonzero(np.isin(targets.client, m)) for m in self._members]
+        return [ray.put(Uploads(targets.client[i], {k: v[i] for k, v in targets.tables.items()})) for i in mine]
 
     def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
         """See `federated.executor.Executor`."""
@@ -35,10 +47,15 @@ class RayExecutor:
         call = (params, broadcast.round, splits, which)
         return merge_sums(as_they_land([a.evaluate.remote(*call) for a in self._actors]), max)
 
-    def keep_best(self) -> None:
+    def keep_best(self, which: str = "best") -> None:
         """Queued behind the evaluation; nothing to wait for."""
         for actor in self._actors:
-            actor.keep_best.remote()
+            actor.keep_best.remote(which)
+
+    def per_client(self, broadcast: Broadcast, which: str = "best") -> tuple[MetricSums, Users]:
+        """See `federated.executor.Executor`."""
+        call = (self._ref(broadcast), broadcast.round, which)
+        return merge_users(as_they_land([a.per_client.remote(*call) for a in self._actors]))
 
     def local_only(self, rounds: int) -> Sums:
         """See `federated.executor.Executor`."""

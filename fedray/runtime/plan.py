@@ -1,10 +1,11 @@
 """What a run will need, before anything starts: actors, memory, traffic, time. Refused with figures if it cannot fit.
 
-Memory and time are estimates from measured constants (named below); traffic is exact up to the negatives drawn and the
-factors that weight decay adds.
+Memory and time are estimates from measured constants (named below); traffic is exact up to the negatives drawn, the
+factors that weight decay adds and, where clients are sent tables of their own, who was in the cohort the round before.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,7 @@ class Plan:
     down_bytes: float
     round_seconds: float
     executor: str
+    server_bytes: float = 0.0
 
 
 def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resources) -> Plan:
@@ -61,12 +63,13 @@ def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resour
     cohort = cohort_size(len(data), config.train.clients_per_round)
     share = cohort / max(len(data), 1)
     rows = touched_rows(config, data)
-    shared = method.init_server(config.seed)
-    row_width = sum(shared[k][0].size for k in method.shared_rows)
-    dense = sum(shared[k].size for k in method.shared_dense)
+    size = sizes(config, method)
     path = "compiled" if compiled(method, config.train, device) else "vmap"
-    actor_bytes = PROCESS_BYTES + client_bytes(config, method, data, rows) / actors + _sum_bytes(config, data)
+    kept = client_bytes(config, method, data, rows, size)
+    actor_bytes = PROCESS_BYTES + kept / actors + _sum_bytes(data, size)
+    server = server_bytes(method, cohort, data.n_items, size)
     serial = config.runtime.executor == "serial"
+    around = server if serial else actors * actor_bytes - actor_bytes + RAY_BYTES + 2 * PROCESS_BYTES + server
     return Plan(
         actors=actors,
         clients=len(data),
@@ -75,12 +78,59 @@ def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resour
         device=device,
         path=path,
         actor_bytes=actor_bytes,
-        total_bytes=actor_bytes if serial else actors * actor_bytes + RAY_BYTES + 2 * PROCESS_BYTES,
-        up_bytes=share * 4 * (rows.sum() * (1 + row_width) + len(data) * dense),
-        down_bytes=cohort * sum(float(v.nbytes) for v in shared.values()),
+        total_bytes=actor_bytes + around,
+        up_bytes=_up_bytes(method, rows, share, data.n_items, size),
+        down_bytes=cohort * (4.0 * data.n_items * (size.shared + share * size.collected) + 4.0 * size.dense),
         round_seconds=_seconds(config, data, share, path) / min(actors, max(there.cpus, 1)),
         executor=config.runtime.executor,
+        server_bytes=server,
     )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers per item row (of shared, tuned, private and collected tables), in dense tensors, and per client."""
+
+    shared: int
+    tuned: int
+    own: int
+    collected: int
+    dense: int
+    private: int
+
+
+def sizes(config: RunConfig, method: Method) -> Sizes:
+    """Widths of a method's parameters, from their starts."""
+    server, own = method.init_server(config.seed), method.init_private_rows(config.seed)
+
+    def width(names: Iterable[str]) -> int:
+        return sum({**server, **own}[k][0].size for k in names)
+
+    one = method.init_clients(config.seed, np.array([0]))
+    return Sizes(
+        shared=width(method.shared_rows),
+        tuned=width(method.tuned),
+        own=width(method.private_rows),
+        collected=width(method.collects),
+        dense=sum(server[k].size for k in method.shared_dense),
+        private=sum(v.size for v in one.values()),
+    )
+
+
+def server_bytes(method: Method, cohort: int, n_items: int, size: Sizes) -> float:
+    """What a method that collects whole tables needs at the driver: uploads as they come, joined, the clients' targets
+    and one working copy, each cohort x items x d; and a few matrices cohort x cohort."""
+    if not method.collects:
+        return 0.0
+    return 4 * 4.0 * cohort * n_items * size.collected + 4 * 4.0 * cohort**2
+
+
+def _up_bytes(method: Method, rows: np.ndarray, share: float, n_items: int, size: Sizes) -> float:
+    """Under noise, and where tables are collected, every row travels."""
+    whole = size.shared if method.noise and method.noise.scale else size.collected
+    sparse = size.shared - whole
+    each = 4 * (n_items * whole + size.dense) * len(rows)
+    return share * (each + (4 * rows.sum() * (1 + sparse) if sparse else 0.0))
 
 
 def pick_device(config: RunConfig, method: Method, there: Resources) -> str:
@@ -114,20 +164,22 @@ def touched_rows(config: RunConfig, data: ClientData) -> Float[np.ndarray, " cli
     return positives + pool * -np.expm1(-config.train.negatives * positives / pool)
 
 
-def client_bytes(config: RunConfig, method: Method, data: ClientData, rows: np.ndarray) -> float:
-    """All clients' data, samples, trained rows (start and end) and, where they keep them, tuned rows (now, best,
-    and the round in hand)."""
+def client_bytes(config: RunConfig, method: Method, data: ClientData, rows: np.ndarray, size: Sizes) -> float:
+    """All clients' data and samples; trained rows (start and end), tuned rows, private tables and parameters, and
+    tables kept whole (now, best, and the round in hand)."""
     samples = float(data.train.lengths().sum()) * (1 + config.train.negatives)
-    tables = float(rows.sum()) * 4 * config.backbone.dim
-    kept = 3 if method.tuned else 0
-    private = len(data) * 4.0 * (config.backbone.dim + 1) * 3
     per_sample = 8 + 8 + 4 * config.train.local_epochs
-    return samples * per_sample + tables * (2 + kept) + private + 24.0 * len(data.train.values)
+    trained = float(rows.sum()) * 4 * (2 * (size.shared + size.own) + 3 * size.tuned)
+    ever = data.n_items * -np.expm1(-config.train.rounds * rows / data.n_items)
+    own = 3 * float(ever.sum()) * 4 * (size.own + 1) if size.own else 0.0
+    whole = 4 * 4.0 * len(data) * data.n_items * size.collected
+    private = len(data) * 4.0 * (size.private + size.dense) * 3
+    return samples * per_sample + trained + own + whole + private + 24.0 * len(data.train.values)
 
 
-def _sum_bytes(config: RunConfig, data: ClientData) -> float:
+def _sum_bytes(data: ClientData, size: Sizes) -> float:
     """An actor's partial sum and its score buffer."""
-    return 8.0 * data.n_items * config.backbone.dim * 3 + 3 * 4.0 * min(GROUP, len(data)) * data.n_items
+    return 8.0 * data.n_items * size.shared * 3 + 3 * 4.0 * min(GROUP, len(data)) * data.n_items
 
 
 def _cpus(actors: int, there: Resources, device: str) -> float:
@@ -159,7 +211,8 @@ def check(plan: Plan, config: RunConfig, there: Resources) -> None:
         return
     alone = plan.total_bytes - (plan.actors - 1) * PROCESS_BYTES
     raise MemoryPlanError(
-        f"{plan.actors} actors of {_gb(plan.actor_bytes)} need {_gb(plan.total_bytes)} in all",
+        f"{plan.actors} actors of {_gb(plan.actor_bytes)} need {_gb(plan.total_bytes)} in all"
+        + (f", of which {_gb(plan.server_bytes)} for tables and a graph at the driver" if plan.server_bytes else ""),
         f"at most {_gb(limit)} ({'runtime.memory_limit_gb' if config.runtime.memory_limit_gb else 'free memory'})",
         f"With runtime.actors=1 it would be about {_gb(alone)}, with runtime.executor=serial "
         f"{_gb(alone - RAY_BYTES - 2 * PROCESS_BYTES)}; a smaller backbone.dim needs less, more nodes have more.",
@@ -182,12 +235,13 @@ def even_shards(data: ClientData, per_actor: int) -> list[Int[np.ndarray, " k"]]
 def render(plan: Plan, config: RunConfig) -> str:
     """The plan as text."""
     place = f"{plan.cpus_per_actor:g} CPU" + (f", {plan.gpus_per_actor:g} GPU" if plan.gpus_per_actor else "")
+    graph = f", {_gb(plan.server_bytes)} for the clients' tables and graph at the driver" if plan.server_bytes else ""
     where = "in this process" if plan.executor == "serial" else f"{plan.actors} client actors ({place} each), 1 driver"
     return "\n".join(
         [
             f"method    {config.method_name()}, {plan.path} path on {plan.device}",
             f"clients   {plan.clients:,} on {where}",
-            f"memory    about {_gb(plan.total_bytes)} ({_gb(plan.actor_bytes)} an actor)",
+            f"memory    about {_gb(plan.total_bytes)} ({_gb(plan.actor_bytes)} an actor{graph})",
             f"traffic   {_mb(plan.down_bytes)} down, {_mb(plan.up_bytes)} up a round (all clients together)",
             f"time      about {plan.round_seconds:.2g} s a round (a guess), {config.train.rounds} rounds",
         ]

@@ -330,6 +330,7 @@ def _last_records(run: _Run, end: RunEnd) -> list[Record]:
         store.end_record(end.status),
         # After the end: an artifact store that is away must not leave the run open.
         *(store.file_record(name, redact(text)) for name, text in end.texts.items()),
+        *(store.file_record(name, content) for name, content in end.files.items()),
     ]
 
 
@@ -338,7 +339,7 @@ def _figures(run: _Run, end: RunEnd) -> dict[str, bytes]:
         return {}
     from fedray.tracking import figures
 
-    metric = records.primary_metric(run.start.config).removeprefix("val/")
+    metric = records.primary_metric(run.start.config).split("/", 1)[1]
     title = f"{run.start.method}, {run.start.dataset.get('name', '')}, seed {run.start.config.seed}"
     drawn = {"curves.png": figures.curves(run.reports, metric, end.references, title)}
     spread = figures.quantiles({**run.reports[-1].metrics, **end.metrics}, f"Quality per client: {title}")

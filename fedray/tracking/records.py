@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedray.config import RunConfig, flatten
-from fedray.data.protocols import protocol
+from fedray.data.protocols import rules_of
 from fedray.tracking.redact import redact
 from fedray.tracking.tracker import RunStart
 from fedray.types import RoundReport
@@ -65,8 +65,8 @@ def round_metrics(report: RoundReport, total: Traffic) -> dict[str, float]:
 
 
 def experiment_name(config: RunConfig, data_name: str) -> str:
-    """One experiment per data and protocol: only such runs can be compared."""
-    return config.tracking.experiment or f"fedray/{data_name}/{config.evaluation.protocol}"
+    """One experiment per data and protocol, options included: only such runs can be compared."""
+    return config.tracking.experiment or f"fedray/{data_name}/{rules_of(config.evaluation).name}"
 
 
 def run_name(start: RunStart) -> str:
@@ -83,8 +83,9 @@ def family_name(config: RunConfig, seeds: Sequence[int]) -> str:
 
 
 def primary_metric(config: RunConfig) -> str:
-    """What the protocol selects on, as it is logged."""
-    return f"val/{protocol(config.evaluation.protocol).select_on}"
+    """What the protocol selects on (the first such metric), as it is logged."""
+    rules = rules_of(config.evaluation)
+    return f"{'val' if rules.select_split == 'valid' else 'test'}/{rules.lead}"
 
 
 def params(config: RunConfig, method: str) -> dict[str, str]:
@@ -93,8 +94,9 @@ def params(config: RunConfig, method: str) -> dict[str, str]:
     for plugin in config.plugins:
         # A plug-in with defaults only has no keys; that it is there is what differs.
         flat[f"plugins.{plugin}"] = "on"
+    found = {"method": method, "protocol": rules_of(config.evaluation).name}
     kept = {k: redact(_text(v)) for k, v in flat.items() if v not in ("", None, [], (), {})}
-    return {safe_name(k): v[:MAX_PARAM] for k, v in {"method": method, **kept}.items()}
+    return {safe_name(k): v[:MAX_PARAM] for k, v in {**found, **kept}.items()}
 
 
 def tags(start: RunStart) -> dict[str, str]:
@@ -102,7 +104,7 @@ def tags(start: RunStart) -> dict[str, str]:
     found = {
         "fedray.stage": "train",
         "fedray.method": start.method,
-        "fedray.protocol": start.config.evaluation.protocol,
+        "fedray.protocol": rules_of(start.config.evaluation).name,
         "fedray.config_fingerprint": start.config.fingerprint(),
         "fedray.data": str(start.dataset.get("name", "")),
         "fedray.data_fingerprint": str(start.dataset.get("fingerprint", "")),
@@ -122,14 +124,14 @@ def run_note(start: RunStart) -> str:
     config = start.config
     return (
         f"**{start.method}** on **{start.dataset.get('name', '')}**, seed {config.seed}, "
-        f"{config.train.rounds} rounds, protocol `{config.evaluation.protocol}`.\n\n"
+        f"{config.train.rounds} rounds, protocol `{rules_of(config.evaluation).name}`.\n\n"
         "The whole configuration is the artifact `config/resolved.yaml`, the plots are in `figures/`."
     )
 
 
 def experiment_note(config: RunConfig, dataset: Mapping[str, Any]) -> str:
     """The experiment's description in Markdown."""
-    rules = protocol(config.evaluation.protocol)
+    rules = rules_of(config.evaluation)
     sizes = ", ".join(f"{dataset[name]:,} {name}" for name in ("users", "items", "interactions") if name in dataset)
     return (
         f"Federated recommendation on **{dataset.get('name', '')}** ({sizes or 'sizes unknown'}).\n\n"

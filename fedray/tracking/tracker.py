@@ -43,7 +43,8 @@ class RunEnd:
 
     metrics: named as they are to appear (`test/ndcg_at_10`, `control/popularity/ndcg_at_10`); logged once,
     at the last round. references: control -> its validation value of the selecting metric, drawn
-    beside the curves. texts: file name -> content, for small reports such as `table.md`.
+    beside the curves. texts: file name -> content, for small reports such as `table.md`; files: the same
+    for what is not text.
     """
 
     status: Status
@@ -51,6 +52,7 @@ class RunEnd:
     tags: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     references: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Tracker(Protocol):
@@ -126,7 +128,7 @@ class NullTracker:
 
 
 class JsonlTracker:
-    """`<folder>/<run id>.jsonl`: one JSON object a line, `event` being start, round or end."""
+    """`<folder>/<run id>.jsonl`: one JSON object a line, `event` being start, round or end; files lie beside it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -157,12 +159,15 @@ class JsonlTracker:
         self._write(event="round", **{k: _plain(v) for k, v in vars(report).items()})
 
     def finish(self, end: RunEnd) -> None:
-        """The end line, on disk when this returns."""
-        self._write(event="end", **{k: _plain(v) for k, v in vars(end).items()})
+        """The end line and the files (`<run id>.users.parquet`), on disk when this returns."""
+        self._write(event="end", **{k: _plain(v) for k, v in {**vars(end), "files": list(end.files)}.items()})
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
+        for name, content in end.files.items():
+            assert self._last is not None
+            self._last.with_suffix(f".{name}").write_bytes(content)
 
     def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
         """A file of its own with one family line."""

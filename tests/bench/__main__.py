@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.bench import measure
+from tests.bench.memory import PeakHere
 from tests.bench.results import ROOT, rewrite
 
 
@@ -13,7 +14,7 @@ def main() -> None:
     """Measure, print, keep."""
     sets = ["ml-100k"] if "--quick" in sys.argv else ["ml-100k", "ml-1m"]
     found: dict = {"cpus": os.cpu_count()}
-    with measure.PeakHere() as memory:
+    with PeakHere() as memory:
         config = measure.config_of("pfedrec", "ml-100k")
         data, method = measure.prepared(config)
         found["round"] = measure.stages(config, data, method, 20)

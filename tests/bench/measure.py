@@ -2,34 +2,38 @@
 
 import os
 import statistics
-import subprocess
-import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from fedray.config import RunConfig, make_config
 from fedray.data.dataset import client_data, load
-from fedray.data.protocols import protocol
+from fedray.data.protocols import rules_of
 from fedray.federated import clients, cohort, rounds
 from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
 from fedray.federated.local_training import train_clients
 from fedray.methods import build
 from fedray.types import Broadcast
-from tests.oracles.naive_loop import LinearClient, train_client
+from tests.oracles.naive_loop import Federation
 
 ROOT = Path(__file__).parents[2]
 PAPER = {"rounds": 1000, "batch_size": 256, "negatives": 4}
+NCF = {"name": "fedncf", "dim": 32, "lr": 0.01}
 METHODS = {
-    "pfedrec": {"backbone": {"name": "fcf", "dim": 32}, "plugins": {"dualper": {}}, "train": PAPER},
-    "fcf": {"backbone": {"name": "fcf", "dim": 32, "lr": 0.01}, "train": PAPER},
-    "fedavg": {"backbone": {"name": "fedavg", "dim": 32}, "train": PAPER},
+    "pfedrec": {"backbone": {"name": "fcf", "dim": 32}, "plugins": {"dualper": {}}},
+    "fcf": {"backbone": {"name": "fcf", "dim": 32, "lr": 0.01}},
+    "fedavg": {"backbone": {"name": "fedavg", "dim": 32}},
+    "fedncf": {"backbone": NCF},
+    "fedncf + dualper": {"backbone": NCF, "plugins": {"dualper": {}}},
+    "fedrap": {"backbone": {"name": "fedrap", "dim": 32}, "train": {"local_epochs": 10, "batch_size": 2048}},
+    "gpfedrec": {"backbone": {"name": "gpfedrec", "dim": 32}},
 }
+LOOPED = 100
+"""So many clients are timed in the naive loop."""
 
 
 def data_root() -> Path:
@@ -48,12 +52,12 @@ def source(name: str) -> dict:
 def config_of(method: str, data: str, path: str = "auto", rules: str = "paper/pfedrec") -> RunConfig:
     """One method on one data set, 99 candidates at validation and test."""
     body = {**METHODS[method], "data": source(data), "evaluation": {"protocol": rules, "k": [10]}}
-    return make_config({**body, "train": {**PAPER, "path": path}})
+    return make_config({**body, "train": {**PAPER, **METHODS[method].get("train", {}), "path": path}})
 
 
 def prepared(config: RunConfig):
     """(all clients, method)"""
-    dataset = load(config.data, protocol(config.evaluation.protocol))
+    dataset = load(config.data, rules_of(config.evaluation))
     return client_data(dataset), build(config, dataset.interactions.n_items)
 
 
@@ -68,42 +72,50 @@ def stages(config: RunConfig, data, method, repeats: int) -> dict[str, float]:
     return {**found, "bytes_up": reports[-1].bytes_up, "bytes_down": reports[-1].bytes_down}
 
 
+def median_seconds(once: Callable[[], None], repeats: int, budget_s: float = 20.0) -> float:
+    """Median of `repeats` calls after a first one, of fewer where they take longer than the budget."""
+    took: list[float] = []
+    while len(took) <= repeats and sum(took) < budget_s:
+        begun = time.perf_counter()
+        once()
+        took.append(time.perf_counter() - begun)
+    return statistics.median(took[1:] or took)
+
+
 def training_seconds(config: RunConfig, data, method, repeats: int) -> float:
-    """Median of gathering the rows and training them: what the loop's time is compared with."""
+    """The training stage of a round: gathering the rows (and targets), training, and whole tables where they are
+    kept; what the loop's time is compared with."""
     host = make_host(config, method, data)
     state = Broadcast(0, method.init_server(0))
     everyone = np.arange(len(data))
     samples = clients.samples_of(host, everyone, 0)
 
-    def once() -> float:
-        begun = time.perf_counter()
-        start = clients.start_of(host, everyone, state, samples)
-        train_clients(method, config.train, 0, start, samples)
-        return time.perf_counter() - begun
+    def once() -> None:
+        own = clients.own_targets(host, everyone, state, None)
+        start = clients.start_of(host, everyone, state, samples, own)
+        result = train_clients(method, config.train, 0, start, samples)
+        clients.whole_of(method, state, samples, result, own)
 
-    once()
-    return statistics.median(once() for _ in range(repeats))
+    return median_seconds(once, repeats)
 
 
 def loop_seconds(config: RunConfig, data, method, repeats: int) -> float:
-    """The naive loop over the same clients, samples and start."""
-    host = make_host(config, method, data)
-    table, heads = method.init_server(0)["item_embedding"], method.init_clients(0, data.client)
-    samples = clients.samples_of(host, np.arange(len(data)), 0)
-    phases = method.phases(0)
+    """The naive loop over some of the same clients, with the same samples and start, scaled to all of them."""
+    who = some_clients(data.train.lengths())
+    host = make_host(config, method, data.take(who))
+    samples, loop = clients.samples_of(host, np.arange(len(who)), 0), Federation(host)
 
-    def once() -> float:
-        begun = time.perf_counter()
-        for c in range(len(data)):
-            lo, hi = samples.sample_ptr[c], samples.sample_ptr[c + 1]
-            own = samples.rows[samples.row_ptr[c] : samples.row_ptr[c + 1]]
-            items = torch.from_numpy(own[samples.item[lo:hi]].astype(np.int64))
-            labels = torch.from_numpy(samples.label[lo:hi])
-            model = LinearClient(table, heads["head_weight"][c], heads["head_bias"][c])
-            train_client(model, items, labels, samples.order[:, lo:hi], config.train.batch_size, phases, 0.0)
-        return time.perf_counter() - begun
+    def once() -> None:
+        for i in range(len(who)):
+            loop.train(i, 0, samples, i)
 
-    return statistics.median(once() for _ in range(repeats))
+    return median_seconds(once, repeats) * len(data) / len(who)
+
+
+def some_clients(size: np.ndarray) -> np.ndarray:
+    """LOOPED random clients that stand for all: in order of size, every so many-th from a random first."""
+    every, first = len(size) / min(LOOPED, len(size)), np.random.default_rng(0).random()
+    return np.sort(np.argsort(size, kind="stable")[((np.arange(len(size) / every) + first) * every).astype(int)])
 
 
 def ratios(name: str, data_name: str, repeats: int) -> dict[str, float]:
@@ -143,56 +155,3 @@ def ray_rounds(data_name: str, repeats: int) -> dict[str, float]:
             RayExecutor(crew.clients, data.client).train(Broadcast(999, method.init_server(0)), limit)
     ray = statistics.median(took[1:])
     return {"serial_s": serial, "ray_2_actors_s": ray, "speedup": serial / ray, "empty_round_s": empty}
-
-
-def peak_memory(args: list[str], cwd: Path, every_s: float = 0.5) -> dict[str, float]:
-    """Peak sum of PSS over a `fedray train` and all processes it started, and how flat it is over the rounds."""
-    process = subprocess.Popen([sys.executable, "-m", "fedray.cli", "train", *args], cwd=cwd, stdout=subprocess.DEVNULL)
-    seen: list[tuple[float, float]] = []
-    begun = time.perf_counter()
-    while process.poll() is None:
-        seen.append((time.perf_counter() - begun, pss(process.pid)))
-        time.sleep(every_s)
-    if process.returncode:
-        raise RuntimeError(f"fedray train {' '.join(args)} ended with {process.returncode}")
-    values = np.array([v for _, v in seen])
-    half = values[len(values) // 2 : -4]
-    return {
-        "peak_gib": float(values.max()) / 2**30,
-        "third_quarter_gib": float(half[: len(half) // 2].max()) / 2**30,
-        "last_quarter_gib": float(half[len(half) // 2 :].max()) / 2**30,
-        "seconds": seen[-1][0],
-    }
-
-
-def pss(pid: int) -> float:
-    """Sum of proportional set sizes of a process and its descendants, bytes."""
-    total = 0.0
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0.0
-    for process in family:
-        try:
-            total += process.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return total
-
-
-class PeakHere:
-    """The peak PSS of this process while the block runs."""
-
-    def __enter__(self):
-        self.peak, self._stop = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *args):
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._stop.wait(0.05):
-            self.peak = max(self.peak, psutil.Process().memory_full_info().pss)

@@ -9,7 +9,7 @@ import itertools
 import sys
 
 from fedray.config import load_config
-from fedray.data.protocols import protocol
+from fedray.data.protocols import rules_of
 from fedray.errors import TrainingError
 from fedray.federated import rounds
 from fedray.federated.clients import make_host
@@ -34,7 +34,7 @@ def main(file: str, *axes: str) -> None:
     """One row a cell, best first."""
     names, values = zip(*(axis.split("=") for axis in axes), strict=True)
     base = prepare(load_config(file, []))
-    metric = protocol(base.config.evaluation.protocol).select_on
+    metric = rules_of(base.config.evaluation).lead
     rows: list[tuple[float, tuple[str, ...], int | str, float]] = []
     for cell in itertools.product(*(v.split(",") for v in values)):
         try:

@@ -124,6 +124,42 @@ def test_a_pool_smaller_than_the_group_repeats_and_an_empty_one_gives_none():
     assert none.shape == (0, 4)
 
 
+def test_fixed_negatives_are_the_lowest_free_ids_the_same_every_round_and_seed():
+    """GFMFR's code: the first entries of the ascending list of items that the client has in no split."""
+    spare = spared(DATA, PROTOCOLS["paper/gfmfr"])
+    for round_, seed in ((0, 0), (1, 0), (7, 3)):
+        s = draw_samples(seed, round_, DATA.client, DATA.train, spare, DATA.n_items, 2, 1, lowest=True)
+        for c in range(len(DATA)):
+            own = slice(s.sample_ptr[c], s.sample_ptr[c + 1])
+            items = s.rows[s.row_ptr[c] : s.row_ptr[c + 1]][s.item[own]].tolist()
+            n = len(DATA.train.row(c))
+            assert items[:n] == DATA.train.row(c).tolist()
+            assert items[n:] == sorted(pool_of(DATA, c, spare))[: 2 * n]
+            assert s.label[own].tolist() == [1.0] * n + [0.0] * 2 * n
+
+
+def test_fixed_negatives_are_at_most_all_there_are_and_respect_what_is_spared():
+    def drawn(spare, n):
+        s = draw_samples(0, 0, data.client, data.train, spare, 12, n, 1, lowest=True)
+        return s.rows[s.item[s.label == 0]].tolist()
+
+    data = ClientData(
+        np.array([0]), *(Ragged.of(np.zeros(len(x), int), np.array(x), 1) for x in ([1, 4], [0], [3])), 12
+    )
+    assert drawn(spared(data, PROTOCOLS["paper/gfmfr"]), 2) == [2, 5, 6, 7]
+    assert drawn(spared(data, CLEAN), 2) == [0, 2, 3, 5]
+    assert drawn(spared(data, CLEAN), 9) == [0, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+    assert drawn(known_items(tight(12)), 2) == []
+
+
+def test_fixed_negatives_in_pairs_stand_beside_their_positives():
+    data = ClientData(
+        np.array([0]), *(Ragged.of(np.zeros(len(x), int), np.array(x), 1) for x in ([1, 4], [0], [3])), 12
+    )
+    s = draw_samples(0, 0, data.client, data.train, data.train, 12, 2, 1, pairs=True, lowest=True)
+    assert s.rows[s.item].tolist() == [1, 0, 1, 2, 4, 3, 4, 5]
+
+
 def test_known_items_are_the_ascending_union_of_the_splits():
     known = known_items(DATA)
     for c in range(len(DATA)):

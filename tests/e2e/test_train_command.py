@@ -39,6 +39,8 @@ def test_serial_run_writes_table_summary_and_run(tmp_path):
     assert set(summary["control"]) == {"random", "popularity", "constant", "local_only", "ease"}
     assert all(names <= found.keys() for found in summary["control"].values())
     assert [e["event"] for e in events(tmp_path / "runs")] == ["start", "round", "round", "round", "end"]
+    (logged,) = (tmp_path / "runs").glob("*.users.parquet")
+    assert logged.read_bytes() == (tmp_path / "out/s.users.parquet").read_bytes()
 
 
 @pytest.mark.ray

@@ -38,7 +38,7 @@ def phase_alone(config, which):
 @BACKBONES
 def test_the_first_phase_moves_the_head_alone(backbone, path):
     begin, found = phase_alone(dual(backbone, path=path), 0)
-    np.testing.assert_array_equal(found.rows[TABLE], begin.tables[TABLE][begin.index])
+    np.testing.assert_array_equal(found.rows[TABLE], begin.rows(TABLE))
     assert np.all(found.private[WEIGHT] != begin.private[WEIGHT])
     assert np.all(found.private[BIAS] != begin.private[BIAS])
 
@@ -49,7 +49,7 @@ def test_the_second_phase_moves_the_touched_rows_alone(backbone, path):
     begin, found = phase_alone(dual(backbone, path=path), 1)
     np.testing.assert_array_equal(found.private[WEIGHT], begin.private[WEIGHT])
     np.testing.assert_array_equal(found.private[BIAS], begin.private[BIAS])
-    assert np.all(np.any(found.rows[TABLE] != begin.tables[TABLE][begin.index], axis=1))
+    assert np.all(np.any(found.rows[TABLE] != begin.rows(TABLE), axis=1))
 
 
 @PATHS

@@ -4,42 +4,39 @@ import numpy as np
 import pytest
 
 from fedray.data.negatives import candidates
-from fedray.federated.clients import measure, samples_of
+from fedray.federated.clients import measure
+from tests.federated.test_against_loop import FEDNCF, FEDRAP, GPFEDREC, of
 from tests.helpers import FEDAVG, PFEDREC, executor, tiny_config, tiny_data
-from tests.oracles.naive_loop import one_round
+from tests.oracles.naive_loop import federation
 from tests.properties.test_packing import packings
 
-TABLE, WEIGHT, BIAS = "item_embedding", "head_weight", "head_bias"
+BACKBONES = {
+    "pfedrec": PFEDREC,
+    "fedavg": FEDAVG,
+    "fedncf": FEDNCF,
+    "fedrap": of(FEDRAP, 2, item_bias=True),
+    "gpfedrec": GPFEDREC,
+}
 PAPER = {"protocol": "paper/pfedrec", "k": [5, 10]}
 
 
-def naive_scores(host, config):
-    """Every client as a federation of one, its own whole table carried from round to round."""
-    method, scores = host.method, []
-    for c in range(len(host.data)):
-        table = method.init_server(config.seed)[TABLE]
-        head = method.init_clients(config.seed, host.data.client[[c]])
-        heads = {host.data.client[c]: (head[WEIGHT][0], head[BIAS][0], table)}
-        for round_ in range(config.train.rounds):
-            samples = samples_of(host, np.array([c]), round_)
-            phases, train = method.phases(round_), config.train
-            table = one_round(table, heads, samples, phases, train.batch_size, train.weight_decay)
-        w, b, own = heads[host.data.client[c]]
-        scores.append(own @ w + b)
-    return np.stack(scores).astype(np.float32)
+def naive_scores(config, data):
+    """Every client as a federation of one."""
+    alone = [federation(executor(config, data, [[c]])._hosts[0]) for c in range(len(data))]
+    return np.stack([one.scores(0) for one in alone]).astype(np.float32)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1e-3])
 @pytest.mark.parametrize("path", ["compiled", "vmap"])
-@pytest.mark.parametrize("backbone", [PFEDREC, FEDAVG], ids=["pfedrec", "fedavg"])
-def test_it_is_each_client_as_a_federation_of_its_own(backbone, path, decay):
+@pytest.mark.parametrize("name", BACKBONES)
+def test_it_is_each_client_as_a_federation_of_its_own(name, path, decay):
     data = tiny_data(clients=8)
-    config = tiny_config(backbone, {"path": path, "weight_decay": decay, "local_epochs": 2})
+    config = tiny_config(BACKBONES[name], {"path": path, "weight_decay": decay, "local_epochs": 2})
     where = executor(config, data)
-    found, host = where.local_only(config.train.rounds), where._hosts[0]
-    scores = naive_scores(host, config)
+    found = where.local_only(config.train.rounds)
+    scores = naive_scores(config, data)
     for split in ("valid", "test"):
-        expected = measure(host, np.arange(len(data)), scores, split).means()
+        expected = measure(where._hosts[0], np.arange(len(data)), scores, split).means()
         assert found[split].means() == pytest.approx(expected, abs=1e-4)
 
 

@@ -23,7 +23,7 @@ class Scripted:
         self.script, self.metric, self.asked, self.kept = script, metric, [], []
         self.round = 0
 
-    def train(self, broadcast, limit):
+    def train(self, broadcast, limit, targets=None):
         self.round = broadcast.round + 1
         losses = {"loss": np.array([1.0, 2.0, 6.0]), "clients": np.ones(3)}
         return TrainReport(merge(ZERO, sum_scalars(losses)), 3, 100, {"train": 0.5})
@@ -36,8 +36,12 @@ class Scripted:
             "evaluate": 0.1
         }
 
-    def keep_best(self):
+    def keep_best(self, which="best"):
         self.kept.append(self.round)
+
+    def per_client(self, broadcast, which="best"):
+        sums = self.evaluate(broadcast, ("test",), which)[0]["test"]
+        return sums, {"client": np.arange(3), self.metric: np.full(3, broadcast.round / 100)}
 
     def local_only(self, n_rounds):
         one = np.ones(2, np.int64)
@@ -88,6 +92,7 @@ def test_finish_gives_the_best_rounds_numbers_not_the_last_ones():
     assert outcome.validation["ndcg_at_10"] == pytest.approx(0.6)
     assert outcome.test["ndcg_at_10"] == pytest.approx(0.02)
     assert (outcome.bytes_up, outcome.best_round) == (400, 2)
+    assert outcome.users["ndcg_at_10"].tolist() == [0.02] * 3
 
 
 def test_clean_scores_the_test_set_once_and_from_the_best_snapshot():
@@ -101,7 +106,8 @@ def test_clean_scores_the_test_set_once_and_from_the_best_snapshot():
 def test_the_paper_protocol_scores_the_test_set_at_every_validation():
     state, reports, fake = scripted([0.2, 0.6, 0.1], "paper/pfedrec")
     rounds.finish(state, fake)
-    assert fake.asked == [(r, ("valid", "test"), "current") for r in (1, 2, 3)]
+    every = [(r, ("valid", "test"), "current") for r in (1, 2, 3)]
+    assert fake.asked == [*every, (2, ("test",), "best")]  # once more, for each client's own
     assert [r.metrics["test/hr_at_10"] for r in reports] == pytest.approx([0.01, 0.02, 0.03])
 
 

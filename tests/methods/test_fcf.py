@@ -8,7 +8,8 @@ import pytest
 from fedray.config import make_config
 from fedray.data.blocks import RoundSamples
 from fedray.federated.aggregate import sum_rows
-from fedray.federated.local_training import LocalStart, train_clients
+from fedray.federated.local import LocalStart
+from fedray.federated.local_training import train_clients
 from fedray.methods import build
 from fedray.types import ServerState
 from tests.evaluation.naive import clients
@@ -34,7 +35,7 @@ def samples(items, labels, n_rows):
 
 def start(table, weight, bias):
     own = {WEIGHT: np.array([weight], np.float32), BIAS: np.array([bias], np.float32)}
-    return LocalStart({TABLE: np.array(table, np.float32)}, np.arange(len(table)), {}, own)
+    return LocalStart({TABLE: np.array(table, np.float32)}, {TABLE: np.arange(len(table))}, {}, own)
 
 
 def sigmoid(x):

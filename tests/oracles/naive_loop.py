@@ -1,60 +1,144 @@
-"""A federated round as the pseudocode reads: one client after the other, each with a whole copy of the item table,
+"""A federation as the pseudocode reads: one client after the other, each with whole copies of its item tables,
 torch.optim.SGD or Adam on autograd, and a mean of whole tables in float64.
 
-It shares with the package the samples (drawn per client, so there is nothing to vectorise in them) and the starting
-values; not the rows, the decay factors, the kernels, the padding or the fixed-point sums.
+It shares with the package the samples (drawn per client, so there is nothing to vectorise in them), who is in a
+round, and the starting values; not the rows, the decay factors, the kernels, the padding or the fixed-point sums.
 """
 
 import numpy as np
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from fedray.data.blocks import RoundSamples
+from fedray.federated.clients import samples_of
+from fedray.federated.cohort import members, threshold
+from tests.oracles.client_models import KINDS, TABLE, TABLES
+from tests.oracles.servers import ServerOptimizer, graph_means, weighted_mean
 
 
-class LinearClient(torch.nn.Module):
-    """y = sigmoid(w . E[i] + b) with the client's own whole copy of E."""
+def phases(kind, config, names, n_items, round_):
+    """The updates of one local step, in turn: name -> learning rate."""
+    s = config.backbone
+    steps = [{k: kind.rate(k, s, n_items) * s.lr_decay**round_ for k in names}]
+    if dual := config.plugins.get("dualper"):  # the score function, then the items at its new values
+        items = {k: lr * dual.item_lr_scale for k, lr in steps[0].items() if k in TABLES}
+        steps = [{k: lr for k, lr in steps[0].items() if k not in TABLES}, items]
+    if n := config.train.private_steps:
+        own = [{k: lr for k, lr in p.items() if _private(kind, k)} for p in steps]
+        rest = [{k: lr for k, lr in p.items() if not _private(kind, k)} for p in steps]
+        steps = [p for a, b in zip(own, rest) for p in [a] * n + [b] if p]
+    return steps
 
-    def __init__(self, table, weight, bias):
-        super().__init__()
-        self.item_embedding = torch.nn.Parameter(torch.tensor(table))
-        self.head_weight = torch.nn.Parameter(torch.tensor(weight))
-        self.head_bias = torch.nn.Parameter(torch.tensor(bias))
 
-    def forward(self, item):
-        return self.item_embedding[item] @ self.head_weight + self.head_bias
+def _private(kind, name):
+    """Private, and no item table: what `private_steps` and `private_weight_decay` are about."""
+    return not kind.shared(name) and name not in TABLES
 
 
-def train_client(model, items, labels, order, batch_size, phases, weight_decay, optimizer="sgd"):
-    """All local epochs of one client; phases are dicts parameter name -> learning rate, run in turn per batch."""
-    make = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
-    steps = [
-        make([{"params": [getattr(model, k)], "lr": lr} for k, lr in p.items()], lr=0.0, weight_decay=weight_decay)
-        for p in phases
-    ]
-    loss_of = torch.nn.BCEWithLogitsLoss()
+def train_client(model, items, labels, order, steps, train, step_decay=1.0):
+    """All local epochs of one client; its mean loss over samples, each before the step that it is in."""
+    decay = train.weight_decay if train.private_weight_decay is None else train.private_weight_decay
+    make = torch.optim.SGD if train.optimizer == "sgd" else torch.optim.Adam
+    optimizers = []
+    for rates in steps:
+        decays = {k: decay if _private(type(model), k) else train.weight_decay for k in rates}
+        groups = [{"params": [getattr(model, k)], "lr": lr, "weight_decay": decays[k]} for k, lr in rates.items()]
+        optimizers.append(make(groups, lr=0.0))
+    slower = [torch.optim.lr_scheduler.ExponentialLR(o, step_decay) for o in optimizers if step_decay < 1]
+    total = 0.0
     for epoch in order:
-        for first in range(0, len(epoch), batch_size):
-            now = torch.from_numpy(epoch[first : first + batch_size].astype(np.int64))
-            for step in steps:
+        for first in range(0, len(epoch), train.batch_size):
+            now = torch.from_numpy(epoch[first : first + train.batch_size].astype(np.int64))
+            for i, optimizer in enumerate(optimizers):
                 model.zero_grad()
-                loss_of(model(items[now]), labels[now]).backward()
-                step.step()
+                loss = fit(train.loss, model(items[now]), labels[now]) + model.terms(items[now])
+                (loss + model.pull()).backward()
+                optimizer.step()
+                total += loss.item() * len(now) if i == 0 else 0.0
+            for schedule in slower:
+                schedule.step()
+    return total / order.size
 
 
-def one_round(table, heads, samples: RoundSamples, phases, batch_size, weight_decay, weights=None, optimizer="sgd"):
-    """The new table, and `heads` (client -> (w, b, own table)) updated in place."""
-    total, mass = np.zeros(table.shape), 0.0
-    for c, client in enumerate(samples.client):
-        lo, hi = samples.sample_ptr[c], samples.sample_ptr[c + 1]
-        if lo == hi:
-            continue
-        own = samples.rows[samples.row_ptr[c] : samples.row_ptr[c + 1]]
-        items = torch.from_numpy(own[samples.item[lo:hi]].astype(np.int64))
-        labels = torch.from_numpy(samples.label[lo:hi])
-        model = LinearClient(table, *heads[client][:2])
-        train_client(model, items, labels, samples.order[:, lo:hi], batch_size, phases, weight_decay, optimizer)
-        parts = (model.head_weight, model.head_bias, model.item_embedding)
-        heads[client] = tuple(p.detach().numpy() for p in parts)
-        a = 1.0 if weights is None else float(weights[c])
-        total, mass = total + a * heads[client][2].astype(np.float64), mass + a
-    return (total / mass).astype(np.float32)
+def fit(kind, logit, label):
+    """Binary cross-entropy; or BPR over pairs, whose positives and negatives come in the same order."""
+    if kind == "bce":
+        return binary_cross_entropy_with_logits(logit, label)
+    return -logsigmoid(logit[label == 1] - logit[label == 0]).mean()
+
+
+def samples_for(samples: RoundSamples, i):
+    """(items, labels, order) of the i-th client."""
+    lo, hi = samples.sample_ptr[i], samples.sample_ptr[i + 1]
+    own = samples.rows[samples.row_ptr[i] : samples.row_ptr[i + 1]]
+    items = torch.from_numpy(own[samples.item[lo:hi]].astype(np.int64))
+    return items, torch.from_numpy(samples.label[lo:hi]), samples.order[:, lo:hi]
+
+
+class Federation:
+    """server: the shared parameters. client[c]: everything that client c has since its last round, its own copies of
+    shared parameters included. loss: each round's mean over clients."""
+
+    def __init__(self, host):
+        config, method, ids = host.config, host.method, host.data.client
+        self.host, self.config, self.kind = host, config, KINDS[config.backbone.name]
+        own, tables = method.init_clients(config.seed, ids), method.init_private_rows(config.seed)
+        self.client = [{**{k: v[c] for k, v in own.items()}, **tables} for c in range(len(ids))]
+        self.server, self.target, self.loss = method.init_server(config.seed), {}, []
+        self.optimizer = None
+        if s := config.plugins.get("fedopt"):
+            dense = self.server.keys() - {TABLE}
+            self.optimizer = ServerOptimizer(s, self.server, dense, config.train.rounds)
+
+    def model(self, c, round_):
+        """Client c at the start of a round."""
+        target = self.target.get(c, self.server[TABLE])
+        return self.kind({**self.client[c], **self.server}, self.config.backbone, round_, target)
+
+    def train(self, c, round_, samples, i):
+        """A round of client c, whose samples are the i-th; its mean loss."""
+        model, n_items = self.model(c, round_), self.host.data.n_items
+        steps = phases(self.kind, self.config, dict(model.named_parameters()), n_items, round_)
+        step_decay = getattr(self.config.backbone, "step_decay", 1.0)
+        loss = train_client(model, *samples_for(samples, i), steps, self.config.train, step_decay)
+        self.client[c] = model.arrays()
+        return loss
+
+    def round(self, round_):
+        """A whole round."""
+        config, ids = self.config, self.host.data.client
+        limit = threshold(config.seed, round_, ids, config.train.clients_per_round)
+        who = np.flatnonzero(members(config.seed, round_, ids, limit) & (self.host.data.train.lengths() > 0))
+        samples = samples_of(self.host, who, round_)
+        self.loss.append(np.mean([self.train(c, round_, samples, i) for i, c in enumerate(who)]))
+        self.serve(who, samples.n_samples())
+
+    def serve(self, who, n_samples):
+        """The server's part: means, GPFedRec's graph, the server's optimiser."""
+        s = self.config.backbone
+        by_samples = s.name == "fedavg" or getattr(s, "weighting", "") == "samples"
+        weights = [float(n) if by_samples else 1.0 for n in n_samples]
+        uploads = {k: [self.client[c][k] for c in who] for k in self.server}
+        if s.name == "gpfedrec":
+            uploads[TABLE] = graph_means(uploads[TABLE], s)
+            self.target = dict(zip(who, uploads[TABLE], strict=True))
+        mean = {k: weighted_mean(v, weights) for k, v in uploads.items()}
+        self.server = self.optimizer.step(mean) if self.optimizer else mean
+
+    def ranks_with(self, c):
+        """Everything that client c scores items with: under dualper its own item tables, in GPFedRec all its own."""
+        keep = TABLES if "dualper" in self.config.plugins or self.config.backbone.name == "gpfedrec" else ()
+        return {**self.client[c], **{k: v for k, v in self.server.items() if k not in keep or k not in self.client[c]}}
+
+    def scores(self, c):
+        """Of all items."""
+        model = self.kind(self.ranks_with(c), self.config.backbone)
+        return model(torch.arange(self.host.data.n_items)).detach().numpy()
+
+
+def federation(host):
+    """A whole run."""
+    found = Federation(host)
+    for round_ in range(host.config.train.rounds):
+        found.round(round_)
+    return found

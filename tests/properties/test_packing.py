@@ -7,7 +7,7 @@ from fedray.config import TrainConfig
 from fedray.data.blocks import stack
 from fedray.federated import clients, rounds
 from fedray.federated.executor import SerialExecutor
-from fedray.federated.local_training import gather, train_block
+from fedray.federated.local_training import gather, plan_of, train_block
 from fedray.methods import build
 from tests.helpers import METHODS, PFEDREC, executor, run, tiny_config, tiny_data
 from tests.toy_ncf import toy_ncf
@@ -80,8 +80,8 @@ def test_more_padding_changes_nothing(extra):
     def trained(padding):
         found = {}
         for block in stack(samples, 16, config.train.block_width, extra=padding):
-            params = gather(start, samples, block, "cpu")
-            params, loss = train_block(host.method, host.method.phases(0), TrainConfig(), params, block)
+            params, _ = gather(start, samples, block, "cpu")
+            params, loss = train_block(host.method, plan_of(host.method, TrainConfig(), 0), TrainConfig(), params, block)
             for i, c in enumerate(block.slot):
                 if c >= 0:
                     rows = params["item_embedding"][i, : block.n_rows[i]].numpy()

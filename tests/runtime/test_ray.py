@@ -31,7 +31,9 @@ def ray_run(config, data=DATA):
 
 
 def numbers(reports, outcome):
-    return [(r.metrics, r.bytes_up, r.bytes_down, r.clients_ok) for r in reports], outcome.test, outcome.validation
+    users = {name: column.tolist() for name, column in outcome.users.items()}
+    each = [(r.metrics, r.bytes_up, r.bytes_down, r.clients_ok) for r in reports]
+    return each, outcome.test, outcome.validation, users
 
 
 PACKINGS = [
@@ -49,6 +51,15 @@ def test_ray_equals_serial_for_any_packing(ray_cluster, method, runtime):
     _, reports, outcome, _ = run(tiny_config(method, train), DATA)
     config = tiny_config(method, train, runtime=runtime)
     assert numbers(*ray_run(config)) == numbers(reports, outcome)
+
+
+def test_ray_keeps_a_round_for_each_metric_that_selects(ray_cluster):
+    options = {"select_on": ["hr_at_5", "ndcg_at_5"], "ties": "random"}
+    rules = {"train": {"rounds": 6}, "evaluation": {"protocol": "paper/gfmfr", "k": [5], "options": options}}
+    _, reports, outcome, _ = run(tiny_config(PFEDREC, **rules), DATA)
+    on_ray = ray_run(tiny_config(PFEDREC, **rules, runtime={"actors": 2}))
+    assert numbers(*on_ray) == numbers(reports, outcome)
+    assert on_ray[1].rounds == outcome.rounds and len(set(outcome.rounds.values())) == 2
 
 
 def test_literal_mode_is_one_live_actor_per_client(ray_cluster):

@@ -28,4 +28,6 @@ def report(r, **metrics):
 
 def end(status="FINISHED", **metrics):
     texts = {"summary.json": "{}", "table.md": "| metric | run |\n|---|---|\n| ndcg_at_10 | 0.0400 |"}
-    return RunEnd(status, {"test/ndcg_at_10": 0.04, **CONTROLS, **metrics}, {"fedray.flag.x": "odd"}, texts)
+    files = {"users.parquet": b"PAR1\x00 not text"}
+    metrics = {"test/ndcg_at_10": 0.04, **CONTROLS, **metrics}
+    return RunEnd(status, metrics, {"fedray.flag.x": "odd"}, texts, files=files)

@@ -123,11 +123,17 @@ def test_the_data_are_an_input(run):
 def test_artifacts(run, tmp_path):
     client, found = run[:2]
     texts = {"config/resolved.yaml", "plan.txt", "summary.json", "table.md"}
-    assert names_of(client, found.info.run_id) == texts | {"figures/curves.png", "figures/quantiles.png"}
+    assert names_of(client, found.info.run_id) == texts | {
+        "figures/curves.png",
+        "figures/quantiles.png",
+        "users.parquet",
+    }
     local = client.download_artifacts(found.info.run_id, "config/resolved.yaml", str(tmp_path))
     assert yaml.safe_load(Path(local).read_text())["seed"] == 3
     image = client.download_artifacts(found.info.run_id, "figures/curves.png", str(tmp_path))
     assert Path(image).read_bytes().startswith(b"\x89PNG")
+    users = client.download_artifacts(found.info.run_id, "users.parquet", str(tmp_path))
+    assert Path(users).read_bytes() == b"PAR1\x00 not text"
 
 
 def test_the_run_ended_and_says_where_it_is(run, place):

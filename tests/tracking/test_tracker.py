@@ -24,6 +24,15 @@ def test_jsonl_keeps_start_rounds_and_end(tmp_path):
     assert lines[2]["status"] == "FINISHED" and run_id in tracker.where()
 
 
+def test_jsonl_lays_files_beside_the_run(tmp_path):
+    tracker = JsonlTracker(tmp_path)
+    run_id = tracker.start(START)
+    tracker.finish(RunEnd("FINISHED", files={"users.parquet": b"columns"}))
+    assert (tmp_path / f"{run_id}.users.parquet").read_bytes() == b"columns"
+    end = json.loads((tmp_path / f"{run_id}.jsonl").read_text().splitlines()[-1])
+    assert end["files"] == ["users.parquet"]
+
+
 def test_jsonl_refuses_rounds_without_a_run_and_folders_it_cannot_make(tmp_path):
     with pytest.raises(TrackingError, match="no run is open"):
         JsonlTracker(tmp_path).log_round(REPORT)

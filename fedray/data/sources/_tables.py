@@ -1,8 +1,9 @@
-"""Delimited text, JSON lines and Parquet as data frames, with errors that name file and row."""
+"""Delimited text, JSON lines and Parquet as data frames, .npy as arrays, with errors that name file and row."""
 
 import csv
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,14 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise FileFormatError(f"holds {type(row).__name__}", "a JSON object", "", where)
     return row
+
+
+def read_npy(file: Path) -> np.ndarray:
+    """The one array of a .npy file; pickles are not read. Raises `FileFormatError`."""
+    try:
+        table = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"not readable: {error}", "a .npy array of numbers", "", str(file)) from error
+    if not isinstance(table, np.ndarray):
+        raise FileFormatError("an archive of arrays", "one array", "Save it with numpy.save.", str(file))
+    return table

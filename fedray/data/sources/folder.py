@@ -10,7 +10,6 @@ Text is UTF-8. Ids are integers or any text; a `timestamp` is a number or a date
 `split` is 0, 1, 2 or train, valid, test.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,7 @@ from fedray.config import DataConfig
 from fedray.data.interactions import as_ids
 from fedray.data.paths import resolve
 from fedray.data.sources import RawData, RawFeature
-from fedray.data.sources._tables import delimited, read_json_lines, read_parquet, read_utf8
+from fedray.data.sources._tables import delimited, read_json_lines, read_npy, read_parquet, read_utf8
 from fedray.errors import FeatureShapeError, FileFormatError, MissingColumnError, MissingPathError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -100,22 +99,11 @@ def _features(folder: Path) -> dict[str, RawFeature]:
 
 
 def _feature(file: Path) -> RawFeature:
-    table = _array(file)
+    table = read_npy(file)
     for ids in (file.with_suffix(".ids.txt"), file.with_name("item_ids.txt")):
         if ids.is_file():
             return RawFeature(table, _ids(ids, len(np.atleast_1d(table)), file.name), str(file))
     return RawFeature(table, None, str(file))
-
-
-def _array(file: Path) -> np.ndarray:
-    """The one array of a .npy file; pickles are not read."""
-    try:
-        table = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise FileFormatError(f"not readable: {error}", "a .npy array of numbers", "", str(file)) from error
-    if not isinstance(table, np.ndarray):
-        raise FileFormatError("an archive of arrays", "one array", "Save it with numpy.save.", str(file))
-    return table
 
 
 def _ids(file: Path, n_rows: int, table: str) -> np.ndarray:

@@ -4,7 +4,8 @@ federated recommendation papers use: shared item table E [M, d], private linear 
     y_ui = sigmoid(w_u . E[i] + b_u),    binary cross-entropy,    E <- mean of the clients' E
 
 With d = 32 it is the "FedMF" of the PFedRec tables. The head is the user vector; its bias is private here
-(the authors of PFedRec upload it by oversight).
+(the authors of PFedRec upload it by oversight). With `item_bias` a row of E carries b_i as its last number, trained
+and shared like the rest: y_ui = sigmoid(w_u . E[i] + b_i + b_u).
 """
 
 from typing import Literal
@@ -16,15 +17,24 @@ from pydantic import Field
 from fedray import seeding
 from fedray.config import BackboneConfig
 from fedray.federated.aggregate import weighted_mean
-from fedray.federated.method import Batch, Method, Phase
+from fedray.federated.kernels.linear import linear_kernel
+from fedray.federated.local import Phase
+from fedray.federated.method import Batch, Method
 from fedray.methods.context import Context
 from fedray.models import linear
+from fedray.models.losses import LOSSES
 from fedray.types import Arrays, Params
 
 TABLE, WEIGHT, BIAS = "item_embedding", "head_weight", "head_bias"
 
 
-class Config(BackboneConfig):
+class LinearConfig(BackboneConfig):
+    """What the backbones with a linear head share."""
+
+    item_bias: bool = Field(False, description="a bias per item, the last column of the item table")
+
+
+class Config(LinearConfig):
     """lr is eta; the item table moves with eta * M * item_lr_scale."""
 
     name: Literal["fcf"] = "fcf"
@@ -37,32 +47,41 @@ def make(config: Config, context: Context) -> Method:
     return linear_method(config, context, item_lr)._replace(name="fcf")
 
 
-def linear_method(config: BackboneConfig, context: Context, item_lr: float) -> Method:
+def linear_method(config: LinearConfig, context: Context, item_lr: float) -> Method:
     """The linear-head family (FCF, FedAvg-MF): they differ in the item learning rate and the weights."""
     rates: Phase = {WEIGHT: config.lr, BIAS: config.lr, TABLE: item_lr}
+    loss = LOSSES[context.train.loss]
 
-    def init_server(seed: int) -> Arrays:
-        rng = seeding.generator(seeding.key(seed, "init_server"))
-        table = rng.standard_normal((context.n_items, config.dim), dtype=np.float32)
-        return {TABLE: table * np.float32(config.init_std)}
-
-    def init_clients(seed: int, clients: np.ndarray) -> Arrays:
-        return common_head(seed, len(clients), config.dim)
+    def local_loss(params: Params, batch: Batch) -> torch.Tensor:
+        rows = params[TABLE][batch.item]
+        return loss(linear.logits(rows, params[WEIGHT], params[BIAS]), batch.label, batch.mask)
 
     return Method(
         name=config.name,
-        init_server=init_server,
-        init_clients=init_clients,
+        init_server=lambda seed: {TABLE: item_table(seed, config, context)},
+        init_clients=lambda seed, clients: common_head(seed, len(clients), config.dim),
         shared_rows=(TABLE,),
         shared_dense=(),
         private=(WEIGHT, BIAS),
         local_loss=local_loss,
-        phases=lambda round_: (rates,),
+        phases=lambda round_: (decayed(rates, config, round_),),
         weight=lambda n_samples: (n_samples > 0).astype(np.int64),
         server_step=weighted_mean,
         score=score,
-        linear_head=(TABLE, WEIGHT, BIAS),
+        kernel=linear_kernel(TABLE, WEIGHT, BIAS),
     )
+
+
+def decayed(rates: Phase, config: BackboneConfig, round_: int) -> Phase:
+    """The learning rates of a round."""
+    return {k: lr * config.lr_decay**round_ for k, lr in rates.items()}
+
+
+def item_table(seed: int, config: LinearConfig, context: Context) -> np.ndarray:
+    """N(0, init_std^2), [M, d]; an item bias starts at 0."""
+    rng = seeding.generator(seeding.key(seed, "init_server"))
+    table = rng.standard_normal((context.n_items, config.dim), dtype=np.float32) * np.float32(config.init_std)
+    return np.pad(table, ((0, 0), (0, int(config.item_bias))))
 
 
 def common_head(seed: int, n: int, dim: int) -> Arrays:
@@ -70,11 +89,6 @@ def common_head(seed: int, n: int, dim: int) -> Arrays:
     rng = seeding.generator(seeding.key(seed, "init_client"))
     draw = rng.uniform(-1.0, 1.0, dim + 1).astype(np.float32) / np.float32(np.sqrt(dim))
     return {WEIGHT: np.repeat(draw[None, :dim], n, axis=0), BIAS: np.repeat(draw[dim], n)}
-
-
-def local_loss(params: Params, batch: Batch) -> torch.Tensor:
-    """Mean binary cross-entropy of one client's batch."""
-    return linear.batch_loss(params[TABLE], params[WEIGHT], params[BIAS], *batch)
 
 
 def score(params: Params) -> torch.Tensor:

@@ -9,13 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from fedray.config import BackboneConfig
 from fedray.federated.method import Method
-from fedray.methods.backbones.fcf import linear_method
+from fedray.methods.backbones.fcf import LinearConfig, linear_method
 from fedray.methods.context import Context
 
 
-class Config(BackboneConfig):
+class Config(LinearConfig):
     """lr is eta, for head and item table alike."""
 
     name: Literal["fedavg"] = "fedavg"

@@ -11,7 +11,9 @@ The paper's item learning rate for PFedRec is eta * M * 80: fcf's eta * M times 
 from pydantic import Field
 
 from fedray.config import Closed
-from fedray.federated.method import Method, Phase
+from fedray.errors import UnsupportedError
+from fedray.federated.local import Phase
+from fedray.federated.method import Method
 from fedray.methods.context import Context
 
 
@@ -23,7 +25,13 @@ class Config(Closed):
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
     """`inner` with dual personalisation."""
-    tables = inner.shared_rows
+    tables = inner.row_tables
+    if inner.collects:
+        raise UnsupportedError(
+            f"dualper on {inner.name}",
+            "a backbone whose clients rank with the aggregated item table",
+            f"{inner.name} ranks with each client's own table already: leave dualper out.",
+        )
 
     def split(phase: Phase) -> tuple[Phase, ...]:
         score_function = {k: lr for k, lr in phase.items() if k not in tables}
@@ -33,4 +41,4 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
     def phases(round_: int) -> tuple[Phase, ...]:
         return tuple(part for phase in inner.phases(round_) for part in split(phase))
 
-    return inner._replace(name=f"dualper({inner.name})", phases=phases, tuned=tables)
+    return inner._replace(name=f"dualper({inner.name})", phases=phases, tuned=inner.shared_rows)

@@ -1,0 +1,68 @@
+"""Each client's test metrics at the end of a run: the user is the unit of all statistics.
+
+Columns of equal length: `client`, dense ids in ascending order, and one column per metric. Only hr and ndcg (of every
+ranking) are kept, to stay small. Clients without a test item are left out, as they are from the mean, so the mean of a
+column is the reported metric. There is no external id and no interaction; what a value tells is how high a client's
+test items came, never which items these are.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from jaxtyping import Int
+from pyarrow import parquet
+
+from fedray.errors import FileFormatError, MissingColumnError
+from fedray.evaluation.metrics import ByClient
+
+FILE = "users.parquet"
+Users = Mapping[str, np.ndarray]
+_KEPT = re.compile(r"(\w+_)?(hr|ndcg)_at_\d+")
+
+
+def users_of(client: Int[np.ndarray, " clients"], found: ByClient) -> Users:
+    """The columns of these clients; every kept metric counts the same clients, those with a test item."""
+    kept = {name: pair for name, pair in found.items() if _KEPT.fullmatch(name)}
+    counted = next(iter(kept.values()))[1] > 0
+    return {"client": client[counted], **{name: values[counted] for name, (values, _) in kept.items()}}
+
+
+def merged(parts: Iterable[Users]) -> Users:
+    """All clients of the parts, by id: the same however the clients are packed."""
+    there = [p for p in parts if len(p["client"])]
+    if not there:
+        return {"client": np.zeros(0, np.int64)}
+    order = np.argsort(np.concatenate([p["client"] for p in there]))
+    return {name: np.concatenate([p[name] for p in there])[order] for name in there[0]}
+
+
+def metrics_in(users: Users) -> list[str]:
+    """The names of the metrics."""
+    return [name for name in users if name != "client"]
+
+
+def beside(summary: Path, seed: int | None = None) -> Path:
+    """Where the users of a `--summary` file are: `end.users.parquet`, of a family `end.seed0.users.parquet`."""
+    return summary.with_name(f"{summary.stem}.{FILE}" if seed is None else f"{summary.stem}.seed{seed}.{FILE}")
+
+
+def to_parquet(users: Users) -> bytes:
+    """The file's content."""
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table(dict(users)), out, compression="zstd")
+    return out.getvalue()
+
+
+def read(file: Path, needed: Sequence[str] = ("client",)) -> Users:
+    """What `to_parquet` wrote. `FileFormatError` or `MissingColumnError` for anything else."""
+    try:
+        table = parquet.read_table(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise FileFormatError(f"not readable as parquet: {error}", "users of a fedray run", "", str(file)) from error
+    if missing := [name for name in needed if name not in table.column_names]:
+        raise MissingColumnError(f"no column {', '.join(missing)}", "users of a fedray run", "", str(file))
+    return {name: table.column(name).to_numpy() for name in table.column_names}

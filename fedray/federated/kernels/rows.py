@@ -1,0 +1,145 @@
+"""Compiled loops over item rows: the exact scatter-add of row deltas, tables kept as touched rows, whole tables."""
+
+import numba
+import numpy as np
+
+
+@numba.njit(cache=True, nogil=True)
+def add_row_deltas(
+    out: np.ndarray,
+    table: np.ndarray,
+    rows: np.ndarray,
+    trained: np.ndarray,
+    row_ptr: np.ndarray,
+    decay: np.ndarray,
+    weight: np.ndarray,
+    scale: float,
+    limit: float,
+) -> int:
+    """out[rows] += round(weight_c (trained - decay_c table[rows]) scale), as int64: exact in any order.
+
+    out [M, d] int64; table [M, d], what all clients started from; trained [R, d]. Returns the sum over
+    clients of the largest |grid number|, or -1 where a value is not finite, or it or that sum reaches `limit`.
+    """
+    peak = 0
+    for c in range(len(row_ptr) - 1):
+        largest = 0.0
+        factor = weight[c] * scale
+        for r in range(row_ptr[c], row_ptr[c + 1]):
+            target, base = out[rows[r]], table[rows[r]]
+            for j in range(trained.shape[1]):
+                x = np.rint((np.float64(trained[r, j]) - decay[c] * np.float64(base[j])) * factor)
+                size = abs(x)
+                if not size < limit:
+                    return -1
+                largest = max(largest, size)
+                target[j] += np.int64(x)
+        peak += int(largest)
+        if not peak < limit:
+            return -1
+    return peak
+
+
+@numba.njit(cache=True, nogil=True)
+def gather_own(
+    ptr: np.ndarray,
+    rows: np.ndarray,
+    values: np.ndarray,
+    scale: np.ndarray,
+    base: np.ndarray,
+    who: np.ndarray,
+    want_ptr: np.ndarray,
+    want: np.ndarray,
+) -> np.ndarray:
+    """The wanted rows (ascending per client) of the clients at `who`: their own where they keep one, else
+    scale_c base."""
+    out = np.empty((len(want), values.shape[1]), np.float32)
+    for k in range(len(who)):
+        c = who[k]
+        i, hi = ptr[c], ptr[c + 1]
+        factor = np.float32(scale[c])
+        for r in range(want_ptr[k], want_ptr[k + 1]):
+            while i < hi and rows[i] < want[r]:
+                i += 1
+            if i < hi and rows[i] == want[r]:
+                out[r] = values[i]
+            else:
+                out[r] = factor * base[want[r]]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def count_union(
+    ptr: np.ndarray, rows: np.ndarray, place: np.ndarray, new_ptr: np.ndarray, new_rows: np.ndarray
+) -> np.ndarray:
+    """Row pointers of the union: client c gains the rows of new client place[c] (-1: none)."""
+    out = np.zeros(len(ptr), np.int64)
+    for c in range(len(ptr) - 1):
+        n = ptr[c + 1] - ptr[c]
+        k = place[c]
+        if k >= 0:
+            i = ptr[c]
+            for r in range(new_ptr[k], new_ptr[k + 1]):
+                while i < ptr[c + 1] and rows[i] < new_rows[r]:
+                    i += 1
+                n += not (i < ptr[c + 1] and rows[i] == new_rows[r])
+        out[c + 1] = out[c] + n
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def merge_own(
+    ptr: np.ndarray,
+    rows: np.ndarray,
+    values: np.ndarray,
+    place: np.ndarray,
+    new_ptr: np.ndarray,
+    new_rows: np.ndarray,
+    new_values: np.ndarray,
+    factor: np.ndarray,
+    out_ptr: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, values) of the union: new rows win, the kept ones of a client that trained shrink by its factor."""
+    out_rows = np.empty(out_ptr[-1], rows.dtype)
+    out = np.empty((out_ptr[-1], values.shape[1]), np.float32)
+    for c in range(len(ptr) - 1):
+        k = place[c]
+        i, o = ptr[c], out_ptr[c]
+        r, end = (new_ptr[k], new_ptr[k + 1]) if k >= 0 else (0, 0)
+        shrink = np.float32(factor[k]) if k >= 0 else np.float32(1.0)
+        while i < ptr[c + 1] or r < end:
+            if r < end and (i == ptr[c + 1] or new_rows[r] <= rows[i]):
+                i += i < ptr[c + 1] and rows[i] == new_rows[r]
+                out_rows[o] = new_rows[r]
+                out[o] = new_values[r]
+                r += 1
+            else:
+                out_rows[o] = rows[i]
+                out[o] = shrink * values[i]
+                i += 1
+            o += 1
+    return out_rows, out
+
+
+@numba.njit(cache=True, nogil=True)
+def whole_tables(
+    base: np.ndarray,
+    target: np.ndarray,
+    decay: np.ndarray,
+    toward: np.ndarray,
+    row_ptr: np.ndarray,
+    rows: np.ndarray,
+    trained: np.ndarray,
+) -> np.ndarray:
+    """Whole tables [C, M, d]: the rows a client touched as trained, the others decay_c base + toward_c target (which
+    is not read where toward_c is 0)."""
+    n = len(row_ptr) - 1
+    out = np.empty((n, base.shape[0], base.shape[1]), np.float32)
+    for c in range(n):
+        f, g = np.float32(decay[c]), np.float32(toward[c])
+        for i in range(base.shape[0]):
+            for j in range(base.shape[1]):
+                out[c, i, j] = f * base[i, j] + (g * target[c, i, j] if g != 0 else g)
+        for r in range(row_ptr[c], row_ptr[c + 1]):
+            out[c, rows[r]] = trained[r]
+    return out

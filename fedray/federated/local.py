@@ -1,0 +1,71 @@
+"""What goes into a round of local training and what comes out; the trainers and kernels share these types."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from fedray.types import Arrays
+
+Phase = Mapping[str, float]
+"""One update of a local step: parameter name -> learning rate. Parameters not named stay as they are."""
+
+Loss = Literal["bce", "bpr"]
+
+
+class LocalPlan(NamedTuple):
+    """The schedule of one round of local training.
+
+    phases: the updates of a step, in turn. decay, private_decay: L2 on shared and on private parameters.
+    step_decay: every learning rate is multiplied by it after each step. pull[table]: in every update of that table
+    each of the client's rows z moves by -lr pull (z - target), target being the client's own (`LocalStart.target`).
+    coefficients: of the method's loss in this round.
+    """
+
+    phases: tuple[Phase, ...]
+    batch_size: int
+    loss: Loss = "bce"
+    decay: float = 0.0
+    private_decay: float = 0.0
+    step_decay: float = 1.0
+    pull: Mapping[str, float] = {}
+    coefficients: Mapping[str, float] = {}
+
+    def rates(self, names: tuple[str, ...]) -> Float32[np.ndarray, "phases n"]:
+        """Learning rate of each name in each phase; -1 where the phase leaves it alone."""
+        return np.array([[p.get(k, -1.0) for k in names] for p in self.phases], np.float32)
+
+
+@dataclass(frozen=True)
+class LocalStart:
+    """Where C clients start. Their touched rows, flat over clients, are `tables[name][index[name]]` [R, ...];
+    `dense[name]` and `private[name]` are [C, ...] (dense ones are usually one array seen C times); `target[name]`
+    [R, ...] are the rows that `LocalPlan.pull` pulls to."""
+
+    tables: Arrays
+    index: Mapping[str, Int[np.ndarray, " R"]]
+    dense: Arrays
+    private: Arrays
+    target: Arrays = field(default_factory=dict)
+
+    def rows(self, name: str) -> np.ndarray:
+        """[R, ...], a copy."""
+        return self.tables[name][self.index[name]]
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What C clients have after local training.
+
+    rows[name] [R, ...]; private and dense as in `LocalStart`. An untouched row of client c became
+    decay[name][c] row + toward[name][c] target. loss [C]: mean over the client's samples, before each step.
+    """
+
+    rows: Arrays
+    dense: Arrays
+    private: Arrays
+    decay: Arrays
+    loss: Float32[np.ndarray, " C"]
+    toward: Arrays = field(default_factory=dict)

@@ -1,0 +1,114 @@
+"""What leaves a host after local training: the sum of its clients' uploads, after clipping and noise where a method
+asks for them. What the clients keep for themselves stays as trained."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+from jaxtyping import Float, UInt64
+
+from fedray import fixed_point, seeding
+from fedray.data.blocks import RoundSamples
+from fedray.federated.aggregate import ZERO, Aggregate, RowSum, merge, sum_dense, sum_rows, sum_scalars
+from fedray.federated.kernels.noise import add_noise, add_noise_sums, clip_rows, delta_norms
+from fedray.federated.local import LocalResult
+from fedray.federated.method import Method, Uploads
+from fedray.types import Arrays, Broadcast
+
+
+def sum_uploads(
+    method: Method, broadcast: Broadcast, samples: RoundSamples, result: LocalResult, keys: UInt64[np.ndarray, " k"]
+) -> Aggregate:
+    """All uploads of the clients as one exact sum: declared tables, weights and losses, nothing private.
+
+    `keys`: of each client's noise this round (see `noise_keys`). Tables that a method collects are not in the sum.
+    """
+    weight, n = method.weight(samples.n_samples()), samples.n_samples()
+    sent, base = result, broadcast.params
+    summed = [k for k in method.shared_rows if k not in method.collects]
+    if method.noise and method.noise.clip:
+        sent = clipped(method, summed, base, samples, result)
+    parts = [sum_rows(k, base[k], sent.rows[k], samples.rows, samples.row_ptr, result.decay[k], weight) for k in summed]
+    parts += [sum_dense(k, base[k], sent.dense[k], weight) for k in method.shared_dense]
+    losses = {
+        "loss": result.loss.astype(np.float64),
+        "clients": np.ones(len(n)),
+        "samples": n.astype(np.float64),
+    }
+    total = reduce(merge, parts, sum_scalars(losses))
+    if method.noise and method.noise.scale:
+        total = merge(total, noise_sum(method, summed, base, keys, weight))
+    return total
+
+
+def noise_keys(seed: int, round_: int, client: np.ndarray) -> UInt64[np.ndarray, " k"]:
+    """Where each client's noise of the round comes from."""
+    return seeding.keys(seed, "noise", round_, client)
+
+
+def clipped(
+    method: Method, tables: list[str], base: Mapping[str, np.ndarray], samples: RoundSamples, result: LocalResult
+) -> LocalResult:
+    """`result` as it is sent: each client's whole update, all tables together, scaled to the L2 norm `clip` at most."""
+    assert method.noise is not None
+    rows = [(k, base[k], samples.rows, result.rows[k], samples.row_ptr, result.decay[k]) for k in tables]
+    square = sum((delta_norms(*r[1:]) for r in rows), np.zeros(len(samples.client)))
+    deltas = {k: result.dense[k].astype(np.float64) - base[k] for k in method.shared_dense}
+    square = square + sum((v.reshape(len(v), -1) ** 2).sum(axis=1) for v in deltas.values())
+    shrink = np.minimum(1.0, method.noise.clip / np.maximum(np.sqrt(square), 1e-300))
+    dense = {k: (base[k] + v * _wide(shrink, v)).astype(np.float32) for k, v in deltas.items()}
+    return replace(result, rows={r[0]: clip_rows(*r[1:], shrink) for r in rows}, dense=dense)
+
+
+def _wide(x: Float[np.ndarray, " k"], like: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def noise_sum(
+    method: Method,
+    tables: list[str],
+    base: Mapping[str, np.ndarray],
+    keys: UInt64[np.ndarray, " k"],
+    weight: np.ndarray,
+) -> Aggregate:
+    """The sum of the clients' noise on every number they send, weighted as their updates are."""
+    assert method.noise is not None
+    first, total = 0, ZERO
+    for k in (*tables, *method.shared_dense):
+        out = np.zeros(base[k].size, np.int64)
+        peak = add_noise_sums(
+            out, keys, first, weight.astype(np.float64), method.noise.scale, fixed_point.SCALE, float(fixed_point.LIMIT)
+        )
+        if peak < 0:
+            raise fixed_point.overflow(method.noise.scale * float(weight.sum()))
+        grid, peaks = out.reshape(base[k].shape), {k: fixed_point.check(int(peak))}
+        rows = {k: RowSum(len(grid), None, grid)} if k in tables else {}
+        total = merge(total, Aggregate(rows, {} if rows else {k: grid}, {}, peaks))
+        first += out.size
+    return total
+
+
+def whole_uploads(method: Method, whole: Arrays, client: np.ndarray, keys: UInt64[np.ndarray, " k"]) -> Uploads:
+    """The collected tables as they are sent; with noise, a noisy copy."""
+    if method.noise is None or not method.noise.scale:
+        return Uploads(client, whole)
+    sent, first = {}, 0
+    for k, v in whole.items():
+        sent[k] = v.copy()
+        add_noise(sent[k].reshape(len(v), -1), keys, first, method.noise.scale)
+        first += v[0].size
+    return Uploads(client, sent)
+
+
+def upload_bytes(method: Method, broadcast: Broadcast, samples: RoundSamples, result: LocalResult) -> int:
+    """What the clients of this host would send, as 4-byte numbers: the ids of the rows they touched, row and dense
+    deltas, and under weight decay one factor per client and table. Noise lies on every row, so all rows travel; so
+    they do where the method collects whole tables."""
+    n = len(samples.client)
+    all_rows = set(method.shared_rows if method.noise and method.noise.scale else method.collects)
+    sparse = [k for k in method.shared_rows if k not in all_rows]
+    factors = sum(n for k in method.shared_rows if k not in method.collects and np.any(result.decay[k] != 1.0))
+    rows = (len(samples.rows) if sparse else 0) + sum(result.rows[k].size for k in sparse)
+    full = n * sum(broadcast.params[k].size for k in all_rows)
+    return 4 * (rows + full + factors + sum(result.dense[k].size for k in method.shared_dense))
