@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench bench-results clean
+.PHONY: help setup run test check format bench bench-quality clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -34,8 +34,8 @@ format: $(STAMP) ## rewrite the code in the house format
 bench: $(STAMP)  ## seconds per stage and ratios to the naive loop: a table and bench.json
 	$(BIN)/python -m tests.bench
 
-bench-results: $(STAMP) ## run the published jobs over seeds; rewrite the README's results (goes on where it stopped)
-	$(BIN)/python -m tests.bench.results
+bench-quality: $(STAMP) ## rerun the published matrix over seeds; rewrite the README's results (goes on where it stopped)
+	$(BIN)/python -m tests.bench.quality
 
 clean:           ## remove .venv and caches (never your runs)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

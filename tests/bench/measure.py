@@ -73,12 +73,13 @@ def stages(config: RunConfig, data, method, repeats: int) -> dict[str, float]:
 
 
 def median_seconds(once: Callable[[], None], repeats: int, budget_s: float = 20.0) -> float:
-    """Median of `repeats` calls after a first one, of fewer where they take longer than the budget."""
+    """Median of `repeats` calls after a first one, of fewer where they take longer than the budget. CPU seconds: on one
+    thread of a quiet machine those of the clock, and on a busy one what they would be on a quiet one."""
     took: list[float] = []
     while len(took) <= repeats and sum(took) < budget_s:
-        begun = time.perf_counter()
+        begun = time.process_time()
         once()
-        took.append(time.perf_counter() - begun)
+        took.append(time.process_time() - begun)
     return statistics.median(took[1:] or took)
 
 

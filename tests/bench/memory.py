@@ -2,12 +2,32 @@
 
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
+import yaml
+
+from fedray.config import RunConfig, make_config
+
+
+def quiet(config: RunConfig, rounds: int) -> RunConfig:
+    """The same run for so many rounds in one process, without controls and tracking."""
+    body = config.model_dump(mode="json")
+    body["train"]["rounds"], body["evaluation"]["controls"] = rounds, False
+    body["runtime"]["executor"], body["tracking"]["backend"] = "serial", "none"
+    return make_config(body)
+
+
+def peak_of(config: RunConfig) -> float:
+    """Peak bytes of a `fedray train` of this configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "job.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        return peak_memory([str(file)], Path(folder), 0.1)["peak_gib"] * 2**30
 
 
 def peak_memory(args: list[str], cwd: Path, every_s: float = 0.5) -> dict[str, float]:

@@ -9,7 +9,6 @@ from fedray.federated import clients
 from fedray.federated.cohort import EVERYONE
 from fedray.federated.local import LocalStart
 from fedray.federated.local_training import train_clients
-from fedray.methods import build
 from fedray.methods.backbones.fedrap import PERSONAL
 from fedray.types import Broadcast
 from tests.evaluation.naive import clients as client_data
@@ -62,9 +61,7 @@ def test_the_terms_are_means_over_samples_and_coordinates_with_repetition(path):
     e, p = np.array([[1.0, -1.0], [2.0, 0.5]]), np.array([[0.0, 0.5], [1.0, 1.0]])
     found = train_clients(m, train, 0, start(e, p, [0.0, 0.0], 0.0), samples([0, 0, 1, 0], [1, 0, 0, 0], 2))
     share = np.array([[3 / 8], [1 / 8]])
-    np.testing.assert_allclose(
-        found.rows[TABLE], e - 0.4 * share * (2 * 0.3 * (p - e) + 0.2 * np.sign(e)), atol=1e-6
-    )
+    np.testing.assert_allclose(found.rows[TABLE], e - 0.4 * share * (2 * 0.3 * (p - e) + 0.2 * np.sign(e)), atol=1e-6)
     np.testing.assert_allclose(found.rows[PERSONAL], p + 0.4 * share * 2 * 0.3 * (p - e), atol=1e-6)
     expected = math.log(2) - 0.3 * (share * (p - e) ** 2).sum() + 0.2 * (share * np.abs(e)).sum()
     assert found.loss[0] == pytest.approx(expected, abs=1e-6)
@@ -121,6 +118,8 @@ def test_learning_rates_fall_by_the_round():
         rates = {WEIGHT: 0.5, BIAS: 0.5, TABLE: 200, PERSONAL: 200}
         assert phase == pytest.approx({k: v * factor for k, v in rates.items()})
     assert m.step_decay == 0.95
+    (slower,) = method({"name": "fedrap", "item_lr": 200, "personal_lr_scale": 0.25})[0].phases(0)
+    assert (slower[TABLE], slower[PERSONAL]) == (200, 50)
 
 
 @PATHS
@@ -161,12 +160,12 @@ def test_all_personal_tables_start_from_one_draw():
 
 @PATHS
 @pytest.mark.parametrize("train", [{}, {"clients_per_round": 0.5, "weight_decay": 1e-3}, {"loss": "bpr"}])
-def test_without_its_terms_and_with_a_still_empty_p_it_is_fcf(monkeypatch, path, train):
+def test_without_its_terms_and_with_a_still_empty_p_it_is_fcf(path, train):
     data = tiny_data()
     plain = run(tiny_config({"backbone": {"name": "fcf", "dim": 8, "lr": 0.1}}, {"path": path, **train}), data)
-    still = {"independence": 0, "sparsity": 0, "personal_init_std": 0, "step_decay": 1, "lr_decay": 1}
+    still = {"independence": 0, "sparsity": 0, "step_decay": 1, "lr_decay": 1}
+    still |= {"personal_init_std": 0, "personal_lr_scale": 0}
     settings = {"name": "fedrap", "dim": 8, "lr": 0.1, "item_lr": 0.1 * 60, **still}
-    monkeypatch.setattr("tests.helpers.build", unmoved)
     other = run(tiny_config({"backbone": settings}, {"path": path, **train}), data)
     np.testing.assert_allclose(other[0].state.params[TABLE], plain[0].state.params[TABLE], atol=1e-6)
     stores = [r[3]._hosts[0].store for r in (plain, other)]
@@ -174,9 +173,3 @@ def test_without_its_terms_and_with_a_still_empty_p_it_is_fcf(monkeypatch, path,
         np.testing.assert_allclose(stores[1].private[k], stores[0].private[k], atol=1e-6)
     assert not stores[1].own[PERSONAL].values.any()
     assert other[2].test == pytest.approx(plain[2].test, abs=1e-6)
-
-
-def unmoved(config, n_items):
-    """The method with the personal table's rate at 0."""
-    m = build(config, n_items)
-    return m._replace(phases=lambda r: tuple({**p, PERSONAL: 0.0} if PERSONAL in p else p for p in m.phases(r)))

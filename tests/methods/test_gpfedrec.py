@@ -8,7 +8,6 @@ from fedray.errors import OutOfRangeError, UnsupportedError
 from fedray.federated import clients, rounds
 from fedray.federated.aggregate import ZERO
 from fedray.federated.clients import TrainReport, own_targets, samples_of
-from fedray.federated.client_store import NEVER
 from fedray.federated.cohort import EVERYONE
 from fedray.federated.local_training import plan_of
 from fedray.federated.method import Uploads
@@ -182,7 +181,6 @@ def test_targets_are_those_of_the_last_cohort_alone():
         cohort = np.flatnonzero(where._hosts[0].store.last_round == round_)
         assert state.targets.client.tolist() == cohort.tolist()
         assert len(cohort) == len(state.targets.tables[TABLE]) == 6
-    assert (where._hosts[0].store.last_round != NEVER).any()
 
 
 def test_a_round_without_uploads_leaves_table_and_clients_as_they_were():

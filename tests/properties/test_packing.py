@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from fedray.config import TrainConfig
 from fedray.data.blocks import stack
 from fedray.federated import clients, rounds
 from fedray.federated.executor import SerialExecutor
@@ -76,12 +75,13 @@ def test_more_padding_changes_nothing(extra):
     samples = clients.samples_of(host, np.arange(len(DATA)), 0)
     state = rounds.start(config, host.method).state
     start = clients.start_of(host, np.arange(len(DATA)), rounds.Broadcast(0, state.params), samples)
+    plan = plan_of(host.method, config.train, 0)
 
     def trained(padding):
         found = {}
         for block in stack(samples, 16, config.train.block_width, extra=padding):
             params, _ = gather(start, samples, block, "cpu")
-            params, loss = train_block(host.method, plan_of(host.method, TrainConfig(), 0), TrainConfig(), params, block)
+            params, loss = train_block(host.method, plan, config.train, params, block)
             for i, c in enumerate(block.slot):
                 if c >= 0:
                     rows = params["item_embedding"][i, : block.n_rows[i]].numpy()

@@ -26,7 +26,7 @@ def additive_kernel(
     instead of mean |E_i|."""
 
     def train(plan: LocalPlan, start: LocalStart, samples: RoundSamples) -> LocalResult:
-        e, p = np.empty_like(start.rows(shared)), start.rows(personal)
+        e, p = np.empty((len(start.index[shared]), start.tables[shared].shape[1]), np.float32), start.rows(personal)
         w, b = start.private[weight].copy(), start.private[bias].copy()
         loss = train_additive(
             start.tables[shared], start.index[shared], e, p, w, b, samples.row_ptr, samples.sample_ptr, samples.item,
@@ -88,7 +88,8 @@ def train_additive(
     at, y = np.empty(longest, np.int64), np.empty(longest, np.float32)
     x, u = np.empty(longest, np.float32), np.empty(longest, np.float32)
     power, grad = np.empty(longest, np.int32), np.empty(d, np.float32)
-    w, count = np.ones(rows.shape[1], np.float32), np.zeros(table.shape[0] + 1, np.int32)
+    w, most = np.ones(rows.shape[1], np.float32), longest_batch(row_ptr, len(rows))
+    count, force = np.zeros(most, np.int32), np.zeros(most, np.float32)
     for c in range(len(weight)):
         z, q = rows[row_ptr[c] : row_ptr[c + 1]], own[row_ptr[c] : row_ptr[c + 1]]
         w[:d] = weight[c]
@@ -105,17 +106,14 @@ def train_additive(
                     for k in range(m):
                         x[k] = dot(z[at[k]], w) + dot(q[at[k]], w[:d]) + bias[c]
                     total += errors_of(kind, x, y, u, power, m, p == 0)
-                    for j in range(d if rates[p, 0] >= 0 else 0):
-                        grad[j] = _ZERO
-                    for k in range(m if rates[p, 0] >= 0 else 0):
-                        zr, qr, err = z[at[k]], q[at[k]], x[k]
-                        for j in range(d):
-                            grad[j] += err * (zr[j] + qr[j])
                     error = _ZERO
                     for k in range(m):
                         error += x[k]
-                    total += _terms(z, q, d, at, m, count, rates[p], speed, decay, terms, squared, p == 0)
-                    _step_rows(z, q, w, d, at, x, m, rates[p], speed)
+                        count[at[k]] += 1
+                        force[at[k]] += x[k]
+                    if rates[p, 0] >= 0:
+                        _weight_gradient(z, q, at, x, m, grad)
+                    total += _step_rows(z, q, w, d, at, m, count, force, rates[p], speed, decay, terms, squared, p == 0)
                     if rates[p, 0] >= 0:
                         for j in range(d):
                             w[j] -= rates[p, 0] * speed * (grad[j] + private_decay * w[j])
@@ -128,14 +126,26 @@ def train_additive(
     return loss
 
 
+@numba.njit(cache=True, fastmath=FAST, inline="always")
+def _weight_gradient(z: np.ndarray, q: np.ndarray, at: np.ndarray, error: np.ndarray, m: int, grad: np.ndarray) -> None:
+    """grad = sum of error_k (E + P) over the batch."""
+    grad[:] = 0
+    for k in range(m):
+        e, p, err = z[at[k]], q[at[k]], error[k]
+        for j in range(len(grad)):
+            grad[j] += err * (e[j] + p[j])
+
+
 @numba.njit(cache=True, fastmath=FAST)
-def _terms(
+def _step_rows(
     z: np.ndarray,
     q: np.ndarray,
+    w: np.ndarray,
     d: int,
     at: np.ndarray,
     m: int,
     count: np.ndarray,
+    force: np.ndarray,
     rate: np.ndarray,
     speed: np.float32,
     decay: np.float32,
@@ -143,10 +153,8 @@ def _terms(
     squared: bool,
     want: bool,
 ) -> float:
-    """The step of the two terms and of the weight decay, each distinct row once, at the rows' old values; the terms'
-    value times m if wanted."""
-    for k in range(m):
-        count[at[k]] += 1
+    """The step of both tables, each row once: the fit (force: a row's summed errors), the two terms, the decay. Gives
+    the terms' value times m if wanted; clears `count` and `force`."""
     each = _ONE / np.float32(m * d)
     to_e, to_q = max(rate[2], _ZERO) * speed, max(rate[3], _ZERO) * speed
     apart, small = np.float64(0.0), np.float64(0.0)
@@ -154,20 +162,20 @@ def _terms(
         i = at[k]
         if count[i] < 0:
             continue
-        times = np.float32(count[i]) * each
+        e_row, p_row, err, times = z[i], q[i], force[i], np.float32(count[i]) * each
+        push, press = _TWO * terms[0] * times, terms[1] * times
         gap, size = _ZERO, _ZERO
         for j in range(d):
-            diff, e = q[i, j] - z[i, j], z[i, j]
+            e, p = e_row[j], p_row[j]
+            diff = p - e
             gap += diff * diff
             size += e * e if squared else abs(e)
-            slope = _TWO * e if squared else np.float32(e > 0) - np.float32(e < 0)
-            z[i, j] -= to_e * times * (_TWO * terms[0] * diff + terms[1] * slope)
-            q[i, j] += to_q * times * _TWO * terms[0] * diff
-            z[i, j] -= to_e * decay * e
-            q[i, j] -= to_q * decay * (diff + e)
-        for j in range(d, z.shape[1]):
-            z[i, j] -= to_e * decay * z[i, j]
-        count[i] = -1
+            slope = _TWO * e if squared else (_ONE if e > _ZERO else _ZERO) - (_ONE if e < _ZERO else _ZERO)
+            e_row[j] = e - to_e * (err * w[j] + push * diff + press * slope + decay * e)
+            p_row[j] = p - to_q * (err * w[j] - push * diff + decay * p)
+        for j in range(d, len(e_row)):
+            e_row[j] -= to_e * (err + decay * e_row[j])
+        count[i], force[i] = -1, _ZERO
         apart += times * gap
         small += times * size
     _decay_others(z, q, count, to_e * decay, to_q * decay)
@@ -184,29 +192,6 @@ def _decay_others(z: np.ndarray, q: np.ndarray, count: np.ndarray, shrink_e: np.
             for j in range(q.shape[1]):
                 q[i, j] *= _ONE - shrink_q
         count[i] = 0
-
-
-@numba.njit(cache=True, fastmath=FAST, inline="always")
-def _step_rows(
-    z: np.ndarray,
-    q: np.ndarray,
-    w: np.ndarray,
-    d: int,
-    at: np.ndarray,
-    error: np.ndarray,
-    m: int,
-    rate: np.ndarray,
-    speed: np.float32,
-) -> None:
-    """z_i and q_i -= rate (sum of its errors w), with the old w."""
-    for k in range(m if rate[2] >= 0 else 0):
-        row, step = z[at[k]], rate[2] * speed * error[k]
-        for j in range(len(w)):
-            row[j] -= step * w[j]
-    for k in range(m if rate[3] >= 0 else 0):
-        row, step = q[at[k]], rate[3] * speed * error[k]
-        for j in range(d):
-            row[j] -= step * w[j]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)

@@ -3,17 +3,22 @@
     h_1 = ReLU(A p_u + B z_i + b_1),   h_l = ReLU(W_l h_l-1 + b_l)          ([A B] is the first layer on [p_u; z_i])
 
 and, in the NeuMF form, y = sigmoid(w . [h_L ; p'_u * z'_i] + b), where p_u and z_i are the first d numbers of the user
-vector and the item row, p'_u and z'_i the others. Matrix products go through BLAS, one client's batch at a time.
+vector and the item row, p'_u and z'_i the others. Matrix products go through BLAS, one client's batch at a time and on
+one thread: they are small, and their last bits depend on how many threads share them.
 
 All parameters but the item rows are one flat vector theta per client, user vector first; `layout` says where what is.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from jaxtyping import Float32
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from fedray.data.blocks import RoundSamples
 from fedray.federated.kernels.linear import copy_rows, longest_batch
@@ -67,12 +72,13 @@ def tower_kernel(tower: Tower) -> Kernel:
         rows = np.empty((len(start.index[tower.table]), tower.d + tower.g), np.float32)
         pull = plan.pull.get(tower.table, 0.0)
         target = start.target.get(tower.table, rows[:0])
-        loss = train_tower(
-            start.tables[tower.table], start.index[tower.table], rows, theta, samples.row_ptr, samples.sample_ptr,
-            samples.item, samples.label, samples.order, plan.batch_size, rate, row_rate, decay,
-            np.float32(plan.step_decay), np.float32(plan.decay), np.float32(pull), target, KINDS[plan.loss], tower.d,
-            widths,
-        )  # fmt: skip
+        with _one_thread():
+            loss = train_tower(
+                start.tables[tower.table], start.index[tower.table], rows, theta, samples.row_ptr, samples.sample_ptr,
+                samples.item, samples.label, samples.order, plan.batch_size, rate, row_rate, decay,
+                np.float32(plan.step_decay), np.float32(plan.decay), np.float32(pull), target, KINDS[plan.loss],
+                tower.d, widths,
+            )  # fmt: skip
         after = _unflat(theta, tower.names(), given)
         dense = {k: after[k] for k in start.dense}
         return LocalResult({tower.table: rows}, dense, {k: after[k] for k in start.private}, {}, loss)
@@ -88,12 +94,26 @@ def tower_kernel(tower: Tower) -> Kernel:
         if t is not None:
             tuned = (t.ptr, t.rows, t.values[tower.table])
         first = np.zeros((0, 0), np.float32)
-        if tower.layers[1] in shared and len(table) == 1:
-            first = shared[tower.layers[1]] @ np.ascontiguousarray(table[0, :, : tower.d]).T
         table = np.ascontiguousarray(table)
-        return score_tower(table, first, theta, factor, owned.position, *tuned, tower.d, widths)
+        with _one_thread():
+            if tower.layers[1] in shared and len(table) == 1:
+                first = shared[tower.layers[1]] @ np.ascontiguousarray(table[0, :, : tower.d]).T
+            return score_tower(table, first, theta, factor, owned.position, *tuned, tower.d, widths)
 
     return Kernel(train, score)
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """BLAS on one thread while it lasts."""
+    limited: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
+    return limited
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries of this process; compiled functions call scipy's, which must be loaded to be found."""
+    importlib.import_module("scipy.linalg.cython_blas")
+    return ThreadpoolController()
 
 
 def _flat(parts: Sequence[np.ndarray]) -> Float32[np.ndarray, "C P"]:

@@ -39,6 +39,9 @@ class Config(LinearConfig):
     name: Literal["fedrap"] = "fedrap"
     lr: float = Field(0.5, ge=0, description="learning rate of the private head")
     item_lr: float = Field(200.0, ge=0, description="learning rate of both item tables")
+    personal_lr_scale: float = Field(
+        1.0, ge=0, description="times item_lr, for the personal table: it is not averaged, so less will do"
+    )
     lr_decay: float = Field(0.97, gt=0, le=1, description="every learning rate is multiplied by it after each round")
     step_decay: float = Field(0.95, gt=0, le=1, description="and by this after each local step of a round")
     independence: float = Field(0.1, ge=0, description="lambda: pushes the personal table away from the shared one")
@@ -53,7 +56,8 @@ class Config(LinearConfig):
 def make(config: Config, context: Context) -> Method:
     """FedRAP over `context.n_items` items."""
     squared, loss = config.sparsity_norm == "l2", LOSSES[context.train.loss]
-    rates: Phase = {WEIGHT: config.lr, BIAS: config.lr, TABLE: config.item_lr, PERSONAL: config.item_lr}
+    own = config.item_lr * config.personal_lr_scale
+    rates: Phase = {WEIGHT: config.lr, BIAS: config.lr, TABLE: config.item_lr, PERSONAL: own}
 
     def init_private_rows(seed: int) -> Arrays:
         rng = seeding.generator(seeding.key(seed, "init_client", client=-1))

@@ -61,6 +61,16 @@ def test_keys_and_places_decide_and_nothing_else():
     assert noise_keys(0, 0, np.array([5]))[0] == seeding.key(0, "noise", 0, 5)
 
 
+@pytest.mark.parametrize("first", [1, 7, 1000, 1024, 2047])
+def test_where_a_piece_begins_and_ends_changes_no_draw(first):
+    """Draws are made in pieces and in vector registers, whose ends fall elsewhere for each beginning."""
+    np.testing.assert_array_equal(draws(n=2500)[first:], draws(first=first, n=2500 - first))
+    out = sums(noise_keys(0, 0, np.array([5])), [1], n=2500)[0]
+    np.testing.assert_array_equal(
+        out[first:], sums(noise_keys(0, 0, np.array([5])), [1], n=2500 - first, first=first)[0]
+    )
+
+
 def test_a_sum_is_that_of_its_clients_times_their_weights_on_the_grid():
     keys = noise_keys(0, 3, np.array([4, 1, 9]))
     out, peak = sums(keys, [2, 1, 0])

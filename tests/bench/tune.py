@@ -1,0 +1,112 @@
+"""Choose each row's settings on validation and write them as `jobs/<row>_<data>_clean.yaml`.
+
+    python -m tests.bench.tune [data ...] [--only ROW ...]      rows as fcf, fcf_dualper, ...
+
+Random search with a fixed seed per row: the budget of `spaces`, screened at few rounds, judged on validation NDCG@10
+(full ranking) of seed 0; the test set is not scored. Finished trials are kept in .fedray/tune and not run again.
+"""
+
+import json
+import sys
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fedray.config import make_config
+from fedray.errors import FedrayError
+from fedray.federated import rounds
+from fedray.federated.clients import make_host
+from fedray.federated.executor import SerialExecutor
+from fedray.job import Prepared, checked_plan, prepare
+from fedray.methods import build
+from fedray.runtime import session
+from tests.bench.results import ROOT
+from tests.bench.spaces import BUDGET, DATA, ROWS, TRIALS, Row, base, screen, space
+
+KEPT = ROOT / ".fedray" / "tune"
+
+
+def laid(raw: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """`raw` with dotted keys set."""
+    out = json.loads(json.dumps(raw))
+    for dotted, value in chosen.items():
+        *parents, last = dotted.split(".")
+        node = out
+        for p in parents:
+            node = node.setdefault(p, {})
+        node[last] = value
+    return out
+
+
+def draws(row: Row, data: str) -> list[dict[str, Any]]:
+    """The settings to try: the same at every call."""
+    rng = np.random.default_rng(zlib.crc32(row.job(data).encode()))
+    axes = space(row)
+    return [{k: v[int(rng.integers(len(v)))] for k, v in axes.items()} for _ in range(TRIALS.get(row.backbone, BUDGET))]
+
+
+def trial(prepared: Prepared, raw: dict[str, Any], screen: int) -> float:
+    """Best validation NDCG@10 within `screen` rounds."""
+    more = {"train.rounds": screen, "evaluation.test": "selected", "evaluation.controls": False}
+    config = make_config({**laid(raw, more), "runtime": {"executor": "serial"}})
+    method = build(config, prepared.data.n_items)
+    executor = SerialExecutor([make_host(config, method, prepared.data)])
+    run = rounds.start(config, method)
+    while not rounds.finished(run):
+        run, _ = rounds.step(run, executor)
+    assert run.best is not None
+    return run.best.value
+
+
+def search(row: Row, data: str, prepared: Prepared) -> dict[str, Any] | None:
+    """The best settings; None where the memory plan refuses the row."""
+    file = KEPT / f"{row.job(data)}.json"
+    kept = json.loads(file.read_text()) if file.is_file() else []
+    config = make_config({**base(row, data), "runtime": {"executor": "serial"}})
+    job = Prepared(config, prepared.rules, prepared.dataset, prepared.data, build(config, prepared.data.n_items))
+    try:
+        checked_plan(job, session.local_resources(), None)
+    except FedrayError as error:
+        print(f"{row.job(data)}: {type(error).__name__}: {error}", flush=True)
+        return None
+    for chosen in draws(row, data)[len(kept) :]:
+        begun = time.perf_counter()
+        try:
+            value = trial(prepared, laid(base(row, data), chosen), screen(row, data))
+        except FedrayError as error:
+            print(f"{row.job(data)}: {type(error).__name__}", flush=True)
+            value = 0.0
+        kept.append({"value": value, "chosen": chosen, "seconds": time.perf_counter() - begun})
+        file.write_text(json.dumps(kept, indent=1))
+    return max(kept, key=lambda t: t["value"])["chosen"]
+
+
+def write_job(row: Row, data: str, chosen: dict[str, Any]) -> None:
+    """The job file; its first line says how the settings came."""
+    n = TRIALS.get(row.backbone, BUDGET)
+    head = f"# Settings chosen on validation NDCG@10 among {n} (python -m tests.bench.tune {data}).\n"
+    body = yaml.safe_dump(laid(base(row, data), chosen), sort_keys=False, default_flow_style=None, width=110)
+    (ROOT / "jobs" / f"{row.job(data)}.yaml").write_text(head + body)
+
+
+def main(args: list[str]) -> None:
+    """All rows of the data sets named (default: all)."""
+    cut = args.index("--only") if "--only" in args else len(args)
+    names, only = args[:cut] or list(DATA), args[cut + 1 :]
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for data in names:
+        prepared = prepare(make_config(base(ROWS[0], data)))
+        for row in ROWS:
+            if only and "_".join(filter(None, row)) not in only:
+                continue
+            chosen = search(row, data, prepared)
+            if chosen is not None:
+                write_job(row, data, chosen)
+                print(f"{row.job(data)}: {chosen}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
