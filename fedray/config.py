@@ -156,8 +156,8 @@ class TrainConfig(Closed):
     private_steps: int = Field(
         0,
         ge=0,
-        description="in each local step so many updates of private parameters alone, then one of the rest; "
-        "0: all at once, as the method says",
+        description="in each local step so many updates of private parameters (item tables aside) alone, then one of "
+        "the rest; 0: all at once, as the method says",
     )
     patience: int = Field(0, ge=0, description="stop after so many validations without a new best; 0 = off")
     path: Literal["auto", "compiled", "vmap"] = Field(

@@ -72,7 +72,11 @@ def family_summary(family: str, seeds: Sequence[int], found: Sequence[Result]) -
         "test": mean_of(test),
         "std": {k: statistics.stdev(t[k] for t in test) if len(test) > 1 else 0.0 for k in test[0]},
         "validation": mean_of([r["validation"] for r in each]),
-        "control": {name: mean_of([r["control"][name] for r in each]) for name in each[0]["control"]},
+        "control": {
+            name: mean_of([r["control"][name] for r in each])
+            for name in each[0]["control"]
+            if all(name in r["control"] for r in each)  # local-only may have diverged under one seed
+        },
         "seconds": {"total": sum(r["seconds"]["total"] for r in each)},
         "comm": {k: sum(r["comm"][k] for r in each) for k in ("bytes_down", "bytes_up")},
         "flags": {k: v for r in each for k, v in r["flags"].items()},

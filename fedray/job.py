@@ -325,6 +325,8 @@ def flags_of(job: Prepared, outcome: Outcome, tests: Mapping[str, Mapping[str, f
     name = job.rules.lead
     if job.rules.select_split == "test":
         flags["fedray.flag.selected_on_test"] = f"the round was chosen on the test set ({job.rules.name}): not held out"
+    if outcome.local_only_diverged:
+        flags["fedray.flag.local_only_diverged"] = f"no local-only control: {outcome.local_only_diverged}"
     if "local_only" in tests and "random" in tests:
         alone, chance = tests["local_only"], tests["random"]
         if chance_flag(alone, chance, outcome.local_only_errors, name):

@@ -19,6 +19,7 @@ import numpy as np
 
 from fedray.config import RunConfig
 from fedray.data.protocols import Protocol, rules_of
+from fedray.errors import TrainingError
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users
 from fedray.federated import cohort
@@ -74,6 +75,7 @@ class Outcome:
     bytes_up: int = 0
     users: Users = field(default_factory=dict, compare=False)
     rounds: Mapping[str, int] = field(default_factory=dict)
+    local_only_diverged: str = ""
 
 
 def start(config: RunConfig, method: Method) -> Run:
@@ -190,10 +192,21 @@ def finish(run: Run, executor: Executor) -> Outcome:
     test, users = mean_of([sums.means() for sums, _ in found]), mean_of([each for _, each in found])
     validation = mean_of([best.validation for best in run.kept.values()])
     at = {metric: best.round for metric, best in run.kept.items()}
-    alone = executor.local_only(run.config.train.rounds) if run.config.evaluation.local_only else {}
+    alone, diverged = without_federation(run, executor)
     errors = alone["test"].standard_errors() if alone else {}
     by_split = {split: sums.means() for split, sums in alone.items()}
-    return Outcome(run.best.round, validation, test, by_split, errors, *run.total_bytes, users, at)
+    return Outcome(run.best.round, validation, test, by_split, errors, *run.total_bytes, users, at, diverged)
+
+
+def without_federation(run: Run, executor: Executor) -> tuple[Sums, str]:
+    """The local-only control if it is asked for, or why there is none: learning rates that the mean over clients
+    tames can diverge for a client alone, and that must not cost the run."""
+    if not run.config.evaluation.local_only:
+        return {}, ""
+    try:
+        return executor.local_only(run.config.train.rounds), ""
+    except TrainingError as error:
+        return {}, error.found
 
 
 def mean_of(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

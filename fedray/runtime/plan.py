@@ -67,8 +67,8 @@ def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resour
     path = "compiled" if compiled(method, config.train, device) else "vmap"
     kept = client_bytes(config, method, data, rows, size)
     actor_bytes = PROCESS_BYTES + kept / actors + _sum_bytes(data, size)
-    server = server_bytes(method, cohort, data.n_items, size)
     serial = config.runtime.executor == "serial"
+    server = server_bytes(method, cohort, data.n_items, size, copies=2 if serial else 4)
     around = server if serial else actors * actor_bytes - actor_bytes + RAY_BYTES + 2 * PROCESS_BYTES + server
     return Plan(
         actors=actors,
@@ -117,12 +117,13 @@ def sizes(config: RunConfig, method: Method) -> Sizes:
     )
 
 
-def server_bytes(method: Method, cohort: int, n_items: int, size: Sizes) -> float:
+def server_bytes(method: Method, cohort: int, n_items: int, size: Sizes, copies: int = 4) -> float:
     """What a method that collects whole tables needs at the driver: uploads as they come, joined, the clients' targets
-    and one working copy, each cohort x items x d; and a few matrices cohort x cohort."""
+    and one working copy, each cohort x items x d; and a few matrices cohort x cohort. In the clients' own process two
+    copies: uploads and targets are arrays that clients hold anyway."""
     if not method.collects:
         return 0.0
-    return 4 * 4.0 * cohort * n_items * size.collected + 4 * 4.0 * cohort**2
+    return copies * 4.0 * cohort * n_items * size.collected + 4 * 4.0 * cohort**2
 
 
 def _up_bytes(method: Method, rows: np.ndarray, share: float, n_items: int, size: Sizes) -> float:
@@ -210,12 +211,13 @@ def check(plan: Plan, config: RunConfig, there: Resources) -> None:
     if plan.total_bytes <= limit:
         return
     alone = plan.total_bytes - (plan.actors - 1) * PROCESS_BYTES
+    shell = 0.0 if plan.executor == "serial" else RAY_BYTES + 2 * PROCESS_BYTES + plan.server_bytes / 2
     raise MemoryPlanError(
         f"{plan.actors} actors of {_gb(plan.actor_bytes)} need {_gb(plan.total_bytes)} in all"
         + (f", of which {_gb(plan.server_bytes)} for tables and a graph at the driver" if plan.server_bytes else ""),
         f"at most {_gb(limit)} ({'runtime.memory_limit_gb' if config.runtime.memory_limit_gb else 'free memory'})",
         f"With runtime.actors=1 it would be about {_gb(alone)}, with runtime.executor=serial "
-        f"{_gb(alone - RAY_BYTES - 2 * PROCESS_BYTES)}; a smaller backbone.dim needs less, more nodes have more.",
+        f"{_gb(alone - shell)}; a smaller backbone.dim needs less, more nodes have more.",
     )
 
 

@@ -1,9 +1,9 @@
 """`make bench-quality`: rerun the published matrix over seeds and rewrite the README's results between its markers.
 
-    python -m tests.bench.quality [--workers N] [--only WORD] [--write]
+    python -m tests.bench.quality [--workers N] [--only PATTERN] [--write]
 
 Every job ends in .fedray/results as a summary with its users' metrics; one that is there is not run again, so an
-interrupted call goes on where it stopped. --only runs jobs whose name holds WORD; --write makes the tables from what is
+interrupted call goes on where it stopped. --only runs the jobs of a pattern; --write makes the tables from what is
 there, running nothing. A job that the memory plan refuses is kept with the plan's words.
 """
 
@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 from fedray.compare import compare
 from fedray.evaluation.comparison import Line, p_text
 from tests.bench.results import KEPT, ROOT, rewrite
 from tests.bench.spaces import DATA, ROWS, Row
+from tests.bench.tune import demote
 
 PUBLISHED = {  # job -> HR@10 / NDCG@10 as its paper has them
     "fedmf_ml100k_paper": "0.6515 / 0.3938",
@@ -34,7 +36,7 @@ EXTRA = {"ml100k": ["best_ml100k_clean", "pfedrec_ml100k_clean"], "amazon": ["pf
 METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50", "sampled99_hr_at_10", "sampled99_ndcg_at_10")
 CONTROLS = ("random", "popularity", "local_only", "ease")
 QUIET = ("tracking.backend=none", "runtime.executor=serial")
-REFUSED = "MemoryPlanError"
+REFUSED, DIVERGED = "MemoryPlanError", ("NonFiniteLossError", "AggregateOverflowError")
 
 
 def file_of(name: str) -> Path:
@@ -68,6 +70,10 @@ def run(name: str, job: str, seeds: str, sets: list[str]) -> None:
     done = subprocess.run([*command, "--summary", str(file)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 3 and REFUSED in done.stderr:
         file.write_text(json.dumps({"refused": done.stderr.strip()}))
+    elif done.returncode == 1 and any(e in done.stderr for e in DIVERGED) and demote(name):
+        print(name, "diverged; next best settings", flush=True)
+        run(name, job, seeds, sets)
+        return
     elif done.returncode:
         raise RuntimeError(f"{name}: exit {done.returncode}\n{done.stderr[-2000:]}")
     print(name, flush=True)
@@ -148,10 +154,10 @@ def main(args: list[str]) -> None:
     """Run what is missing, then write."""
     KEPT.mkdir(parents=True, exist_ok=True)
     workers = int(args[args.index("--workers") + 1]) if "--workers" in args else max(1, (os.cpu_count() or 2) // 2)
-    word = args[args.index("--only") + 1] if "--only" in args else ""
+    only = args[args.index("--only") + 1] if "--only" in args else "*"
     if "--write" not in args:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda job: run(*job), [job for job in todo() if word in job[0]]))
+            list(pool.map(lambda job: run(*job), [job for job in todo() if fnmatch(job[0], only)]))
     write()
 
 

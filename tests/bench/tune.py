@@ -3,7 +3,8 @@
     python -m tests.bench.tune [data ...] [--only ROW ...]      rows as fcf, fcf_dualper, ...
 
 Random search with a fixed seed per row: the budget of `spaces`, screened at few rounds, judged on validation NDCG@10
-(full ranking) of seed 0; the test set is not scored. Finished trials are kept in .fedray/tune and not run again.
+(full ranking) of seed 0; the test set is not scored. Finished trials are kept in .fedray/tune and not run again. Where
+the best settings diverge in a full run, `quality` takes the next best.
 """
 
 import json
@@ -45,7 +46,7 @@ def draws(row: Row, data: str) -> list[dict[str, Any]]:
     """The settings to try: the same at every call."""
     rng = np.random.default_rng(zlib.crc32(row.job(data).encode()))
     axes = space(row)
-    return [{k: v[int(rng.integers(len(v)))] for k, v in axes.items()} for _ in range(TRIALS.get(row.backbone, BUDGET))]
+    return [{k: v[int(rng.integers(len(v)))] for k, v in axes.items()} for _ in range(TRIALS.get(row, BUDGET))]
 
 
 def trial(prepared: Prepared, raw: dict[str, Any], screen: int) -> float:
@@ -84,9 +85,26 @@ def search(row: Row, data: str, prepared: Prepared) -> dict[str, Any] | None:
     return max(kept, key=lambda t: t["value"])["chosen"]
 
 
+def demote(job: str) -> bool:
+    """The settings of this job diverged over all its rounds or under another seed: the next best take their place.
+    False where there are none."""
+    file = KEPT / f"{job}.json"
+    if not file.is_file():
+        return False
+    kept = json.loads(file.read_text())
+    best = max(kept, key=lambda t: t["value"])
+    best |= {"diverged_later": best["value"], "value": 0.0}
+    file.write_text(json.dumps(kept, indent=1))
+    following = max(kept, key=lambda t: t["value"])
+    row, data = next((row, d) for d in DATA for row in ROWS if row.job(d) == job)
+    if following["value"] > 0:
+        write_job(row, data, following["chosen"])
+    return following["value"] > 0
+
+
 def write_job(row: Row, data: str, chosen: dict[str, Any]) -> None:
     """The job file; its first line says how the settings came."""
-    n = TRIALS.get(row.backbone, BUDGET)
+    n = TRIALS.get(row, BUDGET)
     head = f"# Settings chosen on validation NDCG@10 among {n} (python -m tests.bench.tune {data}).\n"
     body = yaml.safe_dump(laid(base(row, data), chosen), sort_keys=False, default_flow_style=None, width=110)
     (ROOT / "jobs" / f"{row.job(data)}.yaml").write_text(head + body)

@@ -16,7 +16,7 @@ from fedray.federated.scoring import own_tables, score_clients
 from tests.helpers import FCF, FEDAVG, PFEDREC, executor, run, tiny_config, tiny_data
 from tests.oracles.naive_loop import Federation, federation
 
-DATA = tiny_data()
+DATA = tiny_data(clients=12)
 N = len(DATA)
 FEDNCF = {"backbone": {"name": "fedncf", "dim": 8, "lr": 0.05, "item_lr_scale": 0.3, "user_lr_scale": 4.0}}
 FEDRAP = {"backbone": {"name": "fedrap", "dim": 8, "lr": 0.1, "item_lr": 3.0}}

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from fedray.data.negatives import candidates
+from fedray.errors import NonFiniteLossError
+from fedray.federated import rounds
 from fedray.federated.clients import measure
+from fedray.methods import build
 from tests.federated.test_against_loop import FEDNCF, FEDRAP, GPFEDREC, of
 from tests.helpers import FEDAVG, PFEDREC, executor, tiny_config, tiny_data
 from tests.oracles.naive_loop import federation
@@ -77,3 +80,21 @@ def test_under_the_papers_rules_the_same_client_alone_finds_what_its_negatives_s
     found = executor(tiny_config(PFEDREC, {"batch_size": 64}, evaluation=PAPER), data).local_only(30)
     assert found["test"].means()["hr_at_10"] > 0.9
     assert found["valid"].means()["hr_at_10"] > 0.9
+
+
+def test_a_control_that_diverges_costs_the_control_and_not_the_run():
+    """Learning rates that the mean over clients tames can be too large for a client alone."""
+    config = tiny_config(PFEDREC, evaluation={"k": [5, 10], "local_only": True})
+    where = executor(config, tiny_data())
+    state = rounds.start(config, build(config, 60))
+    while not rounds.finished(state):
+        state, _ = rounds.step(state, where)
+
+    def diverge(n):
+        raise NonFiniteLossError("the loss of 3 clients is not finite")
+
+    where.local_only = diverge
+    outcome = rounds.finish(state, where)
+    assert outcome.local_only == {}
+    assert outcome.local_only_diverged == "the loss of 3 clients is not finite"
+    assert 0 <= outcome.test["ndcg_at_10"] <= 1

@@ -87,9 +87,11 @@ def test_of_a_cohort_only_those_of_the_last_one_have_a_table_of_their_own():
 
 
 def test_the_driver_holds_four_tables_a_client_and_four_matrices_of_clients():
-    """Uploads as they come and joined, targets, a working copy; of a cohort of 12: 4 x 4 x 12 x (60 x 8 + 12) bytes."""
+    """Uploads as they come and joined, targets, a working copy; of a cohort of 12: 4 x 4 x 12 x (60 x 8 + 12) bytes. In
+    the clients' own process two of the four tables."""
     assert plan_of(method=GPFEDREC)[0].server_bytes == 16 * 23 * 60 * 8 + 16 * 23**2
     assert plan_of(method=GPFEDREC, train={"clients_per_round": 12})[0].server_bytes == 16 * 12 * (60 * 8 + 12)
+    assert plan_of(method=GPFEDREC, executor="serial")[0].server_bytes == 8 * 23 * 60 * 8 + 16 * 23**2
     assert plan_of(method=FCF)[0].server_bytes == 0 == plan_of(method=FEDRAP)[0].server_bytes
 
 

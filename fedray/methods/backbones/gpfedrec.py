@@ -7,9 +7,9 @@ one.
     loss = BCE + reg * mean (E_u - A_u)^2          A_u: the client's table from the server, last round
 
 Server: S = pairwise similarity of the uploaded tables; u's neighbours are the v with S_uv > threshold * mean S (or the
-`neighbours` most similar), each counting the same, itself among them; with none left, itself alone. A_u = mean of its
-neighbours' tables, passed on `graph_layers` times; the global table is the mean of all A_u. A client ranks with what
-it trained, its own E_u included.
+`neighbours` most similar), each counting the same, itself among them under a similarity; with none left, itself alone.
+A_u = mean of its neighbours' tables, passed on `graph_layers` times; the global table is the mean of all A_u. A client
+ranks with what it trained, its own E_u included. The reported training loss leaves the pull out.
 
 Departures. The authors' `cosine` takes the cosine distance for a similarity, so it links the most different users; here
 `metric: cosine` is the similarity, and `cosine_distance` what they do. A client without an A_u of the last round (it
@@ -87,7 +87,8 @@ def similarity(x: torch.Tensor, metric: str) -> torch.Tensor:
     gram = x @ x.T
     square = (x * x).sum(dim=1)
     if metric == "euclidean":
-        return -(square[:, None] + square[None, :] - 2 * gram).clamp_min(0).sqrt()
+        distance = (square[:, None] + square[None, :] - 2 * gram).clamp_min(0).sqrt()
+        return -distance.fill_diagonal_(0)  # the difference of large numbers leaves more than 0
     norm = square.sqrt().clamp_min(1e-12)
     cosine = gram / (norm[:, None] * norm[None, :])
     return 1 - cosine if metric == "cosine_distance" else cosine
@@ -99,7 +100,8 @@ def neighbourhood(s: torch.Tensor, config: Config) -> torch.Tensor:
         k = min(config.neighbours, len(s))
         chosen = torch.zeros_like(s).scatter_(1, s.argsort(dim=1, descending=True, stable=True)[:, :k], 1.0)
     else:
-        chosen = (s > s.mean() * config.threshold).to(s.dtype)
+        mean = s.mean()
+        chosen = (s > mean + (config.threshold - 1) * mean.abs()).to(s.dtype)
     alone = chosen.sum(dim=1) == 0
     chosen[alone] = torch.eye(len(s))[alone]
     return chosen / chosen.sum(dim=1, keepdim=True)
