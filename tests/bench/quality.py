@@ -100,7 +100,7 @@ def noise_table() -> str:
     """PFedRec on ML-100K under Laplace noise of each scale."""
     lines = ["| Laplace scale | HR@10 / NDCG@10 | published |", "|---|---|---|"]
     for scale, paper in zip(NOISE, NOISE_PAPER, strict=True):
-        if file_of(noise_name(scale)).is_file():
+        if file_of(noise_name(scale)).is_file():  # scale 0: the plug-in without noise
             found = json.loads(file_of(noise_name(scale)).read_text())
             mine = " / ".join(f"{found['test'][k]:.4f} ± {found['std'][k]:.4f}" for k in METRICS[:2])
             lines.append(f"| {scale:g} | {mine} | {paper} |")
@@ -117,7 +117,9 @@ def clean_table(data: str) -> str:
     by_metric = {m: [line for line in found.lines if line.metric == m] for m in METRICS}
     head = ["row", "HR@10", "NDCG@10", "HR@50", "NDCG@50", "99: HR@10", "99: NDCG@10", "NDCG@10 against FCF"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    order = [*there, *(line.row for line in by_metric[METRICS[0]][len(there) :])]
+    alone = [f"local-only, `{n}`" for n in there if "local_only" in kept[n]["control"]]
+    central = [line.row for line in by_metric[METRICS[0]][len(there) :]][: -len(alone) or None]
+    order = [*there, *central, *alone]
     for i, name in enumerate(order):
         cells = [_cell(by_metric[m][i]) for m in METRICS]
         lines.append(f"| {_label(name)} | {' | '.join(cells)} | {_test(by_metric['ndcg_at_10'][i])} |")
@@ -126,7 +128,7 @@ def clean_table(data: str) -> str:
 
 
 def _label(name: str) -> str:
-    return f"`{name}`" if name.endswith("_clean") else f"*{name}*"
+    return f"`{name}`" if name.endswith("_clean") else name
 
 
 def _cell(line: Line) -> str:

@@ -102,11 +102,12 @@ def demote(job: str) -> bool:
     return following["value"] > 0
 
 
-def write_job(row: Row, data: str, chosen: dict[str, Any]) -> None:
+def write_job(row: Row, data: str, chosen: dict[str, Any] | None) -> None:
     """The job file; its first line says how the settings came."""
     n = TRIALS.get(row, BUDGET)
     head = f"# Settings chosen on validation NDCG@10 among {n} (python -m tests.bench.tune {data}).\n"
-    body = yaml.safe_dump(laid(base(row, data), chosen), sort_keys=False, default_flow_style=None, width=110)
+    head = head if chosen else "# The memory plan refused it on the machine of the search: default settings.\n"
+    body = yaml.safe_dump(laid(base(row, data), chosen or {}), sort_keys=False, default_flow_style=None, width=110)
     (ROOT / "jobs" / f"{row.job(data)}.yaml").write_text(head + body)
 
 
@@ -121,9 +122,8 @@ def main(args: list[str]) -> None:
             if only and "_".join(filter(None, row)) not in only:
                 continue
             chosen = search(row, data, prepared)
-            if chosen is not None:
-                write_job(row, data, chosen)
-                print(f"{row.job(data)}: {chosen}", flush=True)
+            write_job(row, data, chosen)
+            print(f"{row.job(data)}: {chosen}", flush=True)
 
 
 if __name__ == "__main__":
