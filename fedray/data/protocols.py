@@ -40,6 +40,8 @@ class Protocol:
     mask_item0: the item with the dense id 0 comes last (warning: a client that holds it out cannot be served).
     permute_items: dense item ids are drawn at random, so that they say nothing.
     scored_table: of item tables that a method tunes, the client's own or (aggregated) the current broadcast.
+      A client that never trained is scored with the current broadcast and its initial private parameters, under every
+      protocol (the authors of PFedRec take the initial model).
     select_on: the metrics that choose a round each; test metrics are the mean over these rounds. The first one
       leads: its round is kept, it is shown while a run goes, and central EASE takes its lambda by it.
     select_split: what the round is chosen on (warning: with test, the test set is no longer held out).
