@@ -1,4 +1,5 @@
-"""The sum of uploads, and nothing else, is what the server learns from a round.
+"""The sum of uploads, and nothing else, is what the server learns from a round, except for methods that collect each
+client's tables (GPFedRec).
 
 `Aggregate` is a commutative monoid: `merge` adds fixed-point int64 numbers (see `fixed_point`), so it is exactly
 associative and commutative, and any packing, order or retry gives the same bits.
@@ -147,23 +148,23 @@ def _diverged(trained: np.ndarray, weight: np.ndarray) -> AggregateOverflowError
     return fixed_point.overflow(float(np.abs(trained).max(initial=0.0)) * float(weight.sum()))
 
 
-def mean_changes(state: ServerState, total: Aggregate) -> Arrays:
-    """Weighted mean over clients of each shared parameter less the parameter itself, float64; tables exactly 0 where
-    nobody touched a row. Parameters that no client sent are left out."""
-    out: Arrays = {}
-    for name in (*total.rows, *total.dense):
-        weight = total.scalar(f"weight/{name}")
-        if weight > 0:
-            grid = total.rows[name].dense() if name in total.rows else total.dense[name]
-            out[name] = fixed_point.restore(grid) / weight
-            kept = total.scalars.get(f"decay/{name}", total.scalars[f"weight/{name}"])
-            if kept != total.scalars[f"weight/{name}"]:
-                out[name] += state.params[name] * (kept / total.scalars[f"weight/{name}"] - 1.0)
-    return out
+def mean_deltas(total: Aggregate) -> Arrays:
+    """Weighted mean over clients of what they uploaded for each shared parameter, float64: changes against the decayed
+    parameter, exactly 0 where nobody touched a row. Parameters that no client sent are left out."""
+    grids = {**{k: v.dense() for k, v in total.rows.items()}, **total.dense}
+    weights = {k: total.scalar(f"weight/{k}") for k in grids}
+    return {k: fixed_point.restore(grid) / weights[k] for k, grid in grids.items() if weights[k] > 0}
+
+
+def mean_decay(total: Aggregate, name: str) -> float:
+    """Weighted mean of the clients' weight-decay factors for one shared parameter; exactly 1 without decay."""
+    weight = total.scalars[f"weight/{name}"]
+    return total.scalars.get(f"decay/{name}", weight) / weight
 
 
 def weighted_mean(state: ServerState, total: Aggregate) -> ServerState:
     """FedAvg (McMahan et al., 2017): every shared parameter becomes the weighted mean of the clients' own."""
-    changes = mean_changes(state, total)
-    params = {k: (v + changes[k]).astype(np.float32) if k in changes else v for k, v in state.params.items()}
+    deltas = mean_deltas(total)
+    new = {k: (state.params[k] * mean_decay(total, k) + v).astype(np.float32) for k, v in deltas.items()}
+    params = {**state.params, **new}
     return ServerState(state.round + 1, params, state.extra)

@@ -1,6 +1,7 @@
 """Where rounds run. `rounds.py` is handed an `Executor`; the serial one is also the fake that tests use.
 
-An executor gives sums over all clients, never one client's part; but for `per_client`, once, at the end of a run.
+An executor gives sums over all clients, never one client's part, except for methods that collect each client's tables
+(GPFedRec) and for `per_client`, once, at the end of a run.
 """
 
 from collections.abc import Callable, Iterable

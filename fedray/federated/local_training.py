@@ -76,11 +76,17 @@ def check_optimizer(config: TrainConfig, method: Method) -> None:
             "sgd: its pull to the client's table from the server is a step of SGD",
             "Use train.optimizer: sgd, or set backbone.reg: 0.",
         )
-    if config.optimizer == "adam" and (config.weight_decay > 0 or config.private_weight_decay):
+    if config.optimizer == "adam" and config.weight_decay:
         raise UnsupportedError(
             "train.optimizer: adam with train.weight_decay > 0",
             "sgd with decay, or adam without",
             "Under Adam the decay moves rows a client never touched, so an upload of touched rows is not exact.",
+        )
+    if config.optimizer == "adam" and config.private_weight_decay:
+        raise UnsupportedError(
+            "train.optimizer: adam with train.private_weight_decay > 0",
+            "sgd with decay, or adam without",
+            "The step of Adam has no decay. Set train.private_weight_decay: 0.",
         )
 
 

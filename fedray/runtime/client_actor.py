@@ -1,8 +1,9 @@
 """A Ray actor that is one client, or many: it holds their private interactions and local models.
 
 Its clients' data arrive once, at creation, and never leave; what it returns is a sum over its cohort (in literal
-mode, `runtime.clients_per_actor: 1`, that "sum" is one client's upload) and, at the end of a run, each client's test
-metrics. The shell keeps one `ClientHost` and calls one pure function per request.
+mode, `runtime.clients_per_actor: 1`, that "sum" is one client's upload), except for methods that collect each client's
+tables (GPFedRec), and, at the end of a run, each client's test metrics. The shell keeps one `ClientHost` and calls one
+pure function per request.
 """
 
 import os

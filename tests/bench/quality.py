@@ -2,9 +2,9 @@
 
     python -m tests.bench.quality [--workers N] [--only PATTERN] [--write]
 
-Every job ends in .fedray/results as a summary with its users' metrics; one that is there is not run again, so an
-interrupted call goes on where it stopped. --only runs the jobs of a pattern; --write makes the tables from what is
-there, running nothing. A job that the memory plan refuses is kept with the plan's words.
+Every job ends in .fedray/results as a summary with its users' metrics; one that is there, with the settings its job
+has now, is not run again, so an interrupted call goes on where it stopped. --only runs the jobs of a pattern; --write
+makes the tables from what is there, running nothing. A job that the memory plan refuses is kept with the plan's words.
 """
 
 import json
@@ -14,9 +14,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from fedray.compare import compare
+from fedray.config import RunConfig, load_config
 from fedray.evaluation.comparison import Line, p_text
+from fedray.tracking.records import params
 from tests.bench.results import KEPT, ROOT, rewrite
 from tests.bench.spaces import DATA, ROWS, Row
 from tests.bench.tune import demote
@@ -60,16 +63,41 @@ def todo() -> list[tuple[str, str, str, list[str]]]:
     ]
 
 
+def differs(kept: dict[str, Any], config: RunConfig) -> bool:
+    """Whether a kept result does not say that it had these settings. One younger than the result counts where the job
+    itself gives it: else it would be its default."""
+    before = kept.get("runs", [kept])[0].get("about", {}).get("params", {})
+    given = _dotted(config.model_dump(exclude_unset=True))
+    now = {k: v for k, v in params(config, config.method_name()).items() if k in before or k in given}
+    return not before or _counting(before) != _counting(now)
+
+
+def _dotted(node: Any, prefix: str = "") -> set[str]:
+    if not isinstance(node, dict):
+        return {prefix}
+    return {k for name, child in node.items() for k in _dotted(child, f"{prefix}.{name}" if prefix else name)}
+
+
+def _counting(settings: dict[str, str]) -> dict[str, str]:
+    """Where things run changes no number, and the seeds are the family's."""
+    other = ("runtime.", "encoding.")
+    return {k: v for k, v in settings.items() if k not in ("name", "seed") and not k.startswith(other)}
+
+
 def run(name: str, job: str, seeds: str, sets: list[str]) -> None:
-    """One family of runs, unless it is there."""
+    """One family of runs, unless it is there with these settings."""
     file, source = file_of(name), ROOT / "jobs" / f"{job}.yaml"
-    if file.is_file() or not source.is_file():
+    if not source.is_file():
+        return
+    config = load_config(source, [*QUIET, *sets])
+    if file.is_file() and not differs(json.loads(file.read_text()), config):
         return
     settings = [part for s in (*QUIET, *sets) for part in ("--set", s)]
     command = [sys.executable, "-m", "fedray.cli", "train", str(source), *settings, "--seeds", seeds]
     done = subprocess.run([*command, "--summary", str(file)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 3 and REFUSED in done.stderr:
-        file.write_text(json.dumps({"refused": done.stderr.strip()}))
+        about = {"params": params(config, config.method_name())}
+        file.write_text(json.dumps({"refused": done.stderr.strip(), "about": about}))
     elif done.returncode == 1 and any(e in done.stderr for e in DIVERGED) and demote(name):
         print(name, "diverged; next best settings", flush=True)
         run(name, job, seeds, sets)

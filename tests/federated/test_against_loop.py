@@ -22,7 +22,7 @@ DATA = tiny_data(clients=12, longest=16)
 N = len(DATA)
 TOWER = {"dim": 8, "hidden": (8, 4), "lr": 0.05, "user_lr_scale": 4.0}
 FEDNCF = {"backbone": {"name": "fedncf", **TOWER, "item_lr_scale": 0.3}}
-FEDRAP = {"backbone": {"name": "fedrap", "dim": 8, "lr": 0.1, "item_lr": 3.0}}
+FEDRAP = {"backbone": {"name": "fedrap", "dim": 8, "lr": 0.1, "item_lr": 3.0, "personal_lr_scale": 0.5}}
 GPFEDREC = {"backbone": {"name": "gpfedrec", **TOWER, "item_lr_scale": 0.5}}
 HALF, WD = {"clients_per_round": 0.5}, {"weight_decay": 1e-3}
 BPR, STEPS = {"loss": "bpr"}, {"private_steps": 2, "weight_decay": 1e-3, "private_weight_decay": 1e-2}

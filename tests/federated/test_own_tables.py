@@ -15,7 +15,7 @@ from tests.helpers import executor, tiny_config, tiny_data
 
 TABLE, PERSONAL, USER = "item_embedding", "personal_item_embedding", "user_embedding"
 DATA = tiny_data(clients=30)
-FEDRAP = {"name": "fedrap", "dim": 5, "item_lr": 1.0}
+FEDRAP = {"name": "fedrap", "dim": 5, "item_lr": 1.0, "personal_lr_scale": 1.0, "personal_init_std": 1.0}
 GPFEDREC = {"name": "gpfedrec", "dim": 4, "hidden": [6, 3], "lr": 0.05, "item_lr_scale": 2.0, "user_lr_scale": 10.0}
 PART = pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from fedray.federated import rounds
-from fedray.federated.aggregate import merge, sum_dense, sum_rows
+from fedray.federated.aggregate import mean_deltas, merge, sum_dense, sum_rows
 from fedray.methods import build
 from fedray.methods.plugins.fedopt import Config, update
 from fedray.types import ServerState
+from tests.evaluation.naive import clients as client_data
 from tests.helpers import executor, run, tiny_config, tiny_data
 from tests.methods.test_fcf import TABLE
 
@@ -130,6 +131,42 @@ def test_schedules_by_the_round_whoever_takes_the_mean(backbone, schedule, rates
         m = -state.state.extra[f"fedopt/m/{TABLE}"].reshape(before.shape)
         np.testing.assert_allclose(state.state.params[TABLE] - before, rate * m, atol=1e-6)
         assert np.abs(m).max() > 1e-3
+
+
+STEPPING = pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"optimizer": "sgd", "momentum": 0.9}])
+
+
+@STEPPING
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_rows_decay_by_their_factor_and_step_from_there(settings, factor):
+    """One client and row a round, three rounds, its factor exact in binary: without decay (1) the step is from the old
+    values; a row that was touched before and is not now has its factor alone, whatever its moments are."""
+    m = build(config_of(FCF, settings, weight_decay=1 - factor), 5)
+    state, one, moments = ServerState(0, m.init_server(0)), np.ones(1, np.int64), dict.fromkeys(("m", "v", "t"))
+    for hit in (2, 1, 2):
+        base = state.params[TABLE]
+        shrunk, mine = np.float32(factor) * base, np.int32([hit])
+        total = sum_rows(TABLE, base, shrunk[mine] + 1, mine, np.array([0, 1]), np.array([factor]), one)
+        expected, moments = update(Config(**settings), 0.01, shrunk, mean_deltas(total)[TABLE], moments, True)
+        state = m.server_step(state, total)
+        np.testing.assert_array_equal(state.params[TABLE], expected)
+        away = np.arange(5) != hit
+        np.testing.assert_array_equal(state.params[TABLE][away], shrunk[away])
+        assert np.all(state.params[TABLE][hit] > shrunk[hit])
+
+
+@STEPPING
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_in_a_run_rows_that_nobody_has_decay_as_under_the_plain_mean(settings, decay):
+    """Client 0 takes two steps a round, client 1 one; the item rate is 0.1 x 9 items."""
+    data = client_data([[0, 1, 4], [2]], [[5]] * 2, [[6]] * 2, 9)
+    train = {"negatives": 0, "batch_size": 2, "weight_decay": decay}
+    plain, stepped = (run(config_of(FCF, s, **train), data)[0].state.params[TABLE] for s in (None, settings))
+    start = build(config_of(FCF, None), 9).init_server(0)[TABLE]
+    away, keep = [3, 5, 6, 7, 8], 1 - 0.9 * decay
+    np.testing.assert_array_equal(stepped[away], plain[away])
+    np.testing.assert_allclose(stepped[away], start[away] * ((keep**2 + keep) / 2) ** 3, rtol=1e-6)
+    assert np.abs(stepped[[0, 1, 2, 4]] - plain[[0, 1, 2, 4]]).max() > 1e-3
 
 
 def ncf_step(settings, table_change, bias_change):

@@ -16,6 +16,7 @@ from tests.helpers import executor, run, tiny_config, tiny_data
 from tests.methods.test_fcf import BIAS, PATHS, TABLE, WEIGHT, method, samples, sigmoid
 
 HAND = {"name": "fedrap", "dim": 1, "lr": 0.1, "item_lr": 0.4, "step_decay": 1.0, "independence": 0.3, "sparsity": 0.2}
+HAND |= {"personal_lr_scale": 1.0}
 
 
 def start(shared, personal, weight=(2.0,), bias=0.1):
@@ -115,7 +116,7 @@ def test_learning_rates_fall_by_the_round():
     m, _ = method({"name": "fedrap", "lr": 0.5, "item_lr": 200})
     for round_, factor in ((0, 1.0), (2, 0.97**2)):
         (phase,) = m.phases(round_)
-        rates = {WEIGHT: 0.5, BIAS: 0.5, TABLE: 200, PERSONAL: 200}
+        rates = {WEIGHT: 0.5, BIAS: 0.5, TABLE: 200, PERSONAL: 0.2}
         assert phase == pytest.approx({k: v * factor for k, v in rates.items()})
     assert m.step_decay == 0.95
     (slower,) = method({"name": "fedrap", "item_lr": 200, "personal_lr_scale": 0.25})[0].phases(0)

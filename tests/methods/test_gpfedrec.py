@@ -67,6 +67,15 @@ def test_euclidean_neighbours_are_the_near_ones():
     assert means(line, metric="euclidean", neighbours=3) == rough([[2], [2], [4], [4]])
 
 
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [(0.5, [0.5, 2, 4, 5.5]), (1.5, [0.5, 0.5, 5.5, 5.5]), (2.0, [0, 1, 5, 6])],  # nearer than 4.125, 1.375 and 0
+)
+def test_a_higher_threshold_lets_fewer_in_where_the_mean_is_below_0(threshold, expected):
+    line = vectors([0], [1], [5], [6])
+    assert [x for (x,) in means(line, metric="euclidean", threshold=threshold)] == rough([expected])[0]
+
+
 @pytest.mark.parametrize(("k", "expected"), [(1, [0, 1, 3]), (2, [0.5, 0.5, 2]), (3, [4 / 3] * 3), (9, [4 / 3] * 3)])
 def test_the_k_most_similar_include_oneself_and_k_may_be_more_than_there_are(k, expected):
     assert [x for (x,) in means(vectors([0], [1], [3]), metric="euclidean", neighbours=k)] == rough(expected)

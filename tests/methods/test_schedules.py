@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedray.config import make_config
-from fedray.errors import OutOfRangeError
+from fedray.errors import OutOfRangeError, UnsupportedError
 from fedray.federated import clients
 from fedray.federated.cohort import EVERYONE
 from fedray.federated.local_training import plan_of, train_clients
@@ -112,6 +112,20 @@ def test_null_private_weight_decay_is_the_common_one():
         m, train = make({"name": "fcf"}, weight_decay=0.3, private_weight_decay=own)
         plan = plan_of(m, train, 0)
         assert (plan.decay, plan.private_decay) == (0.3, expected)
+
+
+@pytest.mark.parametrize(
+    ("decay", "named"),
+    [
+        ({"weight_decay": 0.1}, "train.weight_decay"),
+        ({"weight_decay": 0.1, "private_weight_decay": 0.0}, "train.weight_decay"),
+        ({"private_weight_decay": 0.1}, "train.private_weight_decay"),
+    ],
+)
+def test_adam_refuses_decay_by_the_name_of_its_setting(decay, named):
+    with pytest.raises(UnsupportedError, match=f"adam with {named} > 0"):
+        make({"name": "fcf"}, optimizer="adam", **decay)
+    make({"name": "fcf"}, optimizer="adam", private_weight_decay=0.0)
 
 
 @pytest.mark.parametrize("name", ["fcf", "fedavg", "fedncf", "fedrap", "gpfedrec"])

@@ -78,7 +78,8 @@ class FedRAP(FCF):
 
     @staticmethod
     def rate(name, s, n_items):
-        return s.item_lr if name in TABLES else s.lr
+        scale = {TABLE: 1.0, PERSONAL: s.personal_lr_scale}
+        return s.item_lr * scale[name] if name in scale else s.lr
 
 
 class FedNCF(Client):

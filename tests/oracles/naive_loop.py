@@ -5,6 +5,8 @@ It shares with the package the samples (drawn per client, so there is nothing to
 round, and the starting values; not the rows, the decay factors, the kernels, the padding or the fixed-point sums.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
@@ -36,7 +38,8 @@ def _private(kind, name):
 
 
 def train_client(model, items, labels, order, steps, train, step_decay=1.0):
-    """All local epochs of one client; its mean loss over samples, each before the step that it is in."""
+    """All local epochs of one client; its mean loss over samples, each before the step that it is in, and what weight
+    decay alone would leave of an item row, as a factor."""
     decay = train.weight_decay if train.private_weight_decay is None else train.private_weight_decay
     make = torch.optim.SGD if train.optimizer == "sgd" else torch.optim.Adam
     optimizers = []
@@ -45,7 +48,7 @@ def train_client(model, items, labels, order, steps, train, step_decay=1.0):
         groups = [{"params": [getattr(model, k)], "lr": lr, "weight_decay": decays[k]} for k, lr in rates.items()]
         optimizers.append(make(groups, lr=0.0))
     slower = [torch.optim.lr_scheduler.ExponentialLR(o, step_decay) for o in optimizers if step_decay < 1]
-    total = 0.0
+    total, left = 0.0, 1.0
     for epoch in order:
         for first in range(0, len(epoch), train.batch_size):
             now = torch.from_numpy(epoch[first : first + train.batch_size].astype(np.int64))
@@ -54,10 +57,12 @@ def train_client(model, items, labels, order, steps, train, step_decay=1.0):
                 loss = fit(train.loss, model(items[now]), labels[now]) + model.terms(items[now])
                 (loss + model.pull()).backward()
                 optimizer.step()
+                tables = [g for g in optimizer.param_groups if g["params"][0] is getattr(model, TABLE)]
+                left *= math.prod(1 - g["lr"] * g["weight_decay"] for g in tables)
                 total += loss.item() * len(now) if i == 0 else 0.0
             for schedule in slower:
                 schedule.step()
-    return total / order.size
+    return total / order.size, left
 
 
 def fit(kind, logit, label):
@@ -85,7 +90,7 @@ class Federation:
         own, tables = method.init_clients(config.seed, ids), method.init_private_rows(config.seed)
         self.client = [{**{k: v[c] for k, v in own.items()}, **tables} for c in range(len(ids))]
         self.server, self.target, self.loss = method.init_server(config.seed), {}, []
-        self.optimizer = None
+        self.optimizer, self.left = None, {}
         if s := config.plugins.get("fedopt"):
             dense = self.server.keys() - {TABLE}
             self.optimizer = ServerOptimizer(s, self.server, dense, config.train.rounds)
@@ -100,7 +105,7 @@ class Federation:
         model, n_items = self.model(c, round_), self.host.data.n_items
         steps = phases(self.kind, self.config, dict(model.named_parameters()), n_items, round_)
         step_decay = getattr(self.config.backbone, "step_decay", 1.0)
-        loss = train_client(model, *samples_for(samples, i), steps, self.config.train, step_decay)
+        loss, self.left[c] = train_client(model, *samples_for(samples, i), steps, self.config.train, step_decay)
         self.client[c] = model.arrays()
         return loss
 
@@ -123,7 +128,10 @@ class Federation:
             uploads[TABLE] = graph_means(uploads[TABLE], s)
             self.target = dict(zip(who, uploads[TABLE], strict=True))
         mean = {k: weighted_mean(v, weights) for k, v in uploads.items()}
-        self.server = self.optimizer.step(mean) if self.optimizer else mean
+        summed = s.name != "gpfedrec"  # its tables come whole, the decay with the rest
+        left = np.average([self.left[c] for c in who], weights=weights) if summed else 1.0
+        shrunk = {**self.server, TABLE: self.server[TABLE] * np.float32(left)}
+        self.server = self.optimizer.step(mean, shrunk) if self.optimizer else mean
 
     def ranks_with(self, c):
         """Everything that client c scores items with: under dualper its own item tables, in GPFedRec all its own."""

@@ -33,7 +33,8 @@ def _neighbours(likeness, u, s):
 
 
 class ServerOptimizer:
-    """torch.optim on the shared parameters, the mean change of a round as minus their gradient."""
+    """torch.optim on the shared parameters, the mean change of a round as minus their gradient. Weight decay of the
+    clients is no part of it: the step is from the parameters as the decay alone leaves them."""
 
     def __init__(self, s, params, dense, rounds):
         self.params = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in params.items()}
@@ -51,9 +52,10 @@ class ServerOptimizer:
             "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, rounds),
         }[s.schedule]()
 
-    def step(self, mean):
-        """The new shared parameters, where plain averaging gives `mean`."""
+    def step(self, mean, shrunk):
+        """The new shared parameters, where plain averaging gives `mean` and the decay alone `shrunk`."""
         for k, p in self.params.items():
+            p.data = torch.tensor(shrunk[k])
             p.grad = p.detach() - torch.tensor(mean[k])
         self.optimizer.step()
         self.schedule.step()

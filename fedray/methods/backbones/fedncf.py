@@ -83,7 +83,7 @@ def tower_method(config: TowerConfig, context: Context, tower: Tower, shared: tu
         own = {USER: np.array(users, np.float32).reshape(-1, width) * np.float32(config.user_init_std)}
         if shared:
             return own
-        layers = init_layers(tower, seeding.generator(seeding.key(seed, "init_client")))
+        layers = init_layers(tower, seeding.generator(seeding.key(seed, "init_client", client=-1)))  # nobody's key
         return own | {k: np.repeat(v[None], len(clients), axis=0) for k, v in layers.items()}
 
     def local_loss(params: Params, batch: Batch) -> torch.Tensor:

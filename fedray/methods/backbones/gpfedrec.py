@@ -6,15 +6,17 @@ one.
 
     loss = BCE + reg * mean (E_u - A_u)^2          A_u: the client's table from the server, last round
 
-Server: S = pairwise similarity of the uploaded tables; u's neighbours are the v with S_uv > threshold * mean S (or the
-`neighbours` most similar), each counting the same, itself among them under a similarity; with none left, itself alone.
-A_u = mean of its neighbours' tables, passed on `graph_layers` times; the global table is the mean of all A_u. A client
-ranks with what it trained, its own E_u included. The reported training loss leaves the pull out.
+Server: S = pairwise similarity of the uploaded tables; u's neighbours are the v with
+S_uv > mean S + (threshold - 1) |mean S| (or the `neighbours` most similar), each counting the same, itself among them
+under a similarity; with none left, itself alone. A_u = mean of its neighbours' tables, passed on `graph_layers` times;
+the global table is the mean of all A_u. A client ranks with what it trained, its own E_u included. The reported
+training loss leaves the pull out.
 
 Departures. The authors' `cosine` takes the cosine distance for a similarity, so it links the most different users; here
-`metric: cosine` is the similarity, and `cosine_distance` what they do. A client without an A_u of the last round (it
-was not in the cohort, or it is the first round) has the global table as its target, so its term starts at 0. Item
-learning rate: lr * M * item_lr_scale (theirs is less by lr).
+`metric: cosine` is the similarity, and `cosine_distance` what they do. Their rule is S_uv > threshold * mean S, the
+same where the mean is above 0; below it, where `euclidean` always is, a higher threshold would let more in. A client
+without an A_u of the last round (it was not in the cohort, or it is the first round) has the global table as its
+target, so its term starts at 0. Item learning rate: lr * M * item_lr_scale (theirs is less by lr).
 """
 
 from typing import Literal

@@ -10,20 +10,23 @@ The mean of the clients' changes is taken as a gradient step's direction: with g
 with m = momentum m + (1 - momentum) g for the last three. It needs the sum over clients only, so it goes with
 whatever the clients and the aggregation do.
 
-Departures. Item tables are treated row by row: a row that nobody touched this round keeps its value and moments, and m
-(but sgd's) and v of adam and yogi are corrected for their start at 0 (Kingma and Ba, 2015) by the row's own number of
-steps; the paper corrects nothing. With `second_moment: row`, v is one number a row, the mean of g^2 over it.
+Departures. Item tables are treated row by row: a row that nobody touched this round keeps its moments, and its value
+but for the clients' weight decay, which is applied as the mean does and is no part of g (tables that are collected
+whole, as GPFedRec's, have it in g). m (but sgd's) and v of adam and yogi are corrected for their start at 0 (Kingma and
+Ba, 2015) by the row's own number of steps; the paper corrects nothing. With `second_moment: row`, v is one number a
+row, the mean of g^2 over it.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from fedray.config import Closed
-from fedray.federated.aggregate import Aggregate, mean_changes
+from fedray.federated.aggregate import Aggregate, mean_decay, mean_deltas
 from fedray.federated.method import Method, Uploads
 from fedray.methods.context import Context
 from fedray.types import Arrays, ServerState
@@ -49,7 +52,9 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
 
     def server_step(state: ServerState, total: Aggregate) -> ServerState:
         new = inner.server_step(state, total)
-        return optimised(config, context, inner, state, new, mean_changes(state, total))
+        deltas = mean_deltas(total)
+        shrunk = {k: state.params[k] * mean_decay(total, k) for k in deltas}
+        return optimised(config, context, inner, replace(state, params={**state.params, **shrunk}), new, deltas)
 
     def personalise(state: ServerState, uploads: Uploads) -> tuple[ServerState, Arrays]:
         assert inner.personalise is not None

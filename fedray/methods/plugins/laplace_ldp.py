@@ -31,4 +31,10 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
             "a backbone that uploads changes, not whole tables",
             "Set clip: 0.",
         )
+    if config.clip and context.train.weight_decay:
+        raise UnsupportedError(
+            "laplace_ldp with clip and train.weight_decay > 0",
+            "one of them",
+            "The decay moves every row of a client's table, touched or not, and the clip would not bound that.",
+        )
     return inner._replace(name=f"laplace_ldp({inner.name})", noise=Noise(config.scale, config.clip))
