@@ -38,7 +38,12 @@ from fedray.errors import (
     WrongTypeError,
 )
 from fedray.sections import Closed as Closed
+from fedray.sections import EncoderConfig as EncoderConfig
+from fedray.sections import EncodingConfig as EncodingConfig
 from fedray.sections import EvaluationConfig as EvaluationConfig
+from fedray.sections import RuntimeConfig as RuntimeConfig
+from fedray.sections import TrackingConfig as TrackingConfig
+from fedray.yamls import read_yaml as read_yaml
 
 
 def names_in(package: str) -> list[str]:
@@ -92,6 +97,41 @@ def _plugin(name: str, settings: Any) -> Any:
     return validated(module.Config, settings or {}, f"plugins.{name}")
 
 
+def _encoders(raw: Any) -> Any:
+    if not isinstance(raw, Mapping | None):
+        raise WrongTypeError(f"encoders is {raw!r}", "a mapping", "Write encoders: {text: {name: hashing}}.")
+    return {feature: _encoder(str(feature), settings) for feature, settings in (raw or {}).items()}
+
+
+def _encoder(feature: str, settings: Any) -> Any:
+    if isinstance(settings, Closed):
+        return settings
+    section = f"encoders.{feature}"
+    if not _FEATURE.fullmatch(feature):
+        raise OutOfRangeError(f"{section}", "letters, digits and _ in the name of a feature")
+    if not isinstance(settings, Mapping) or "name" not in settings:
+        raise MissingKeyError(
+            f"key '{section}.name' is missing", "a value", f"One of {', '.join(names_in('encoders'))}."
+        )
+    module = part_module("encoders", settings["name"])
+    found: EncoderConfig = validated(module.Config, settings, section)
+    if found.input == "auto":
+        return validated(module.Config, {**settings, "input": _input_of(feature)}, section)
+    return found
+
+
+_FEATURE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+
+
+def _input_of(feature: str) -> str:
+    """`image` and `text` are fed what they are called; another name must say it."""
+    if feature not in ("image", "text"):
+        raise MissingKeyError(
+            f"key 'encoders.{feature}.input' is missing", "image or text", "Only features so named need not say it."
+        )
+    return feature
+
+
 class DataConfig(Closed):
     """What every source shares; `Config` of a source module adds its own keys (a path, sizes, ...)."""
 
@@ -104,6 +144,10 @@ class DataConfig(Closed):
     duplicates: Literal["keep_latest", "error"] = "keep_latest"
     short_users: Literal["drop", "keep", "error"] = Field(
         "drop", description="users too short to split: drop, keep for training only, or refuse"
+    )
+    missing: Literal["mask", "mean", "error"] = Field(
+        "mask",
+        description="items that lack a feature: zeros and not present; the mean of the others, and present; or refuse",
     )
     min_user_interactions: int = Field(0, ge=0, description="iterative k-core: least per user; 0 = off")
     min_item_interactions: int = Field(0, ge=0, description="iterative k-core: least per item; 0 = off")
@@ -168,36 +212,9 @@ class TrainConfig(Closed):
     )
 
 
-class RuntimeConfig(Closed):
-    """Where things run. Nothing here may change a result; it is not part of the fingerprint."""
-
-    executor: Literal["ray", "serial"] = "ray"
-    address: str = Field("", description="of a Ray cluster; empty: RAY_ADDRESS, else a local one")
-    actors: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="client actors; auto: one per CPU (or GPU share)"
-    )
-    clients_per_actor: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="1 is one actor per client, to the letter; auto packs"
-    )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpu_share: float = Field(1.0, gt=0, le=1, description="GPU fraction of one client actor")
-    memory_limit_gb: float = Field(0.0, ge=0, description="refuse a plan above; 0: what the machine has free")
-    start_timeout_s: float = Field(120.0, gt=0)
-
-
-class TrackingConfig(Closed):
-    """Where runs are recorded."""
-
-    backend: Literal["mlflow", "jsonl", "none"] = "mlflow"
-    uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking URI; a path for jsonl")
-    experiment: str = Field("", description="empty: fedray/<data>/<protocol>")
-    run_name: str = Field("", description="empty: <name>-s<seed>")
-    spool: str = Field(".fedray/spool", description="where points wait while the server is away")
-    log_item_media: bool = Field(False, description="allow posters and titles in artifacts (local stores)")
-
-
 Data = Annotated[SerializeAsAny[DataConfig], _named("data.sources", "data", tag="source", default="synthetic")]
 Backbone = Annotated[SerializeAsAny[BackboneConfig], _named("methods.backbones", "backbone", tag="name", default="fcf")]
+Encoders = Annotated[dict[str, SerializeAsAny[EncoderConfig]], BeforeValidator(_encoders)]
 Plugins = Annotated[dict[str, SerializeAsAny[Closed]], BeforeValidator(_plugins)]
 
 
@@ -207,16 +224,18 @@ class RunConfig(Closed):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     seed: int = Field(0, ge=0, lt=1 << 63)
     data: Data = Field(default_factory=lambda: {"source": "synthetic"})  # type: ignore[assignment]
+    encoders: Encoders = Field(default_factory=dict, description="feature -> what makes it; on top of the data's own")
     backbone: Backbone = Field(default_factory=lambda: {"name": "fcf"})  # type: ignore[assignment]
     plugins: Plugins = Field(default_factory=dict, description="applied to the backbone in this order")
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    encoding: EncodingConfig = EncodingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def fingerprint(self) -> str:
-        """12 hex digits over everything but `name`, `runtime` and `tracking`."""
-        body = self.model_dump(mode="json", exclude={"name", "runtime", "tracking"})
+        """12 hex digits over everything but `name`, `encoding`, `runtime` and `tracking`."""
+        body = self.model_dump(mode="json", exclude={"name", "encoding", "runtime", "tracking"})
         body["plugins"] = list(body["plugins"].items())  # their order counts, and sort_keys would lose it
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -230,37 +249,6 @@ class RunConfig(Closed):
     def with_seed(self, seed: int) -> "RunConfig":
         """The same run with another seed."""
         return self.model_copy(update={"seed": seed})
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its traps: 1e-3 is a number, a key given twice is an error, no aliases."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed in a configuration")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
-        for k in keys:
-            if keys.count(k) > 1:
-                raise yaml.YAMLError(f"key {k!r} is given twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """Safe YAML; `ConfigFileError` says line and column."""
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigFileError(f"not valid YAML: {error}", "one YAML mapping", "", where) from error
 
 
 def load_config(path: str | Path, sets: list[str] | None = None) -> RunConfig:
@@ -371,7 +359,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     """Dotted key -> scalar, for MLflow params and for `show-config`."""
 
     def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, Mapping) and node:
+        if isinstance(node, Mapping):
             for name, child in node.items():
                 yield from walk(f"{prefix}.{name}" if prefix else str(name), child)
         else:

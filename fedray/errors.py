@@ -12,6 +12,7 @@ Each message says where, what was found, what was expected and what to do about 
     |  +- MissingPathError            a path that does not exist
     |  +- ConfigFileError             not readable as one YAML mapping
     |  +- UnsupportedError            settings that are fine alone and wrong together
+    |  +- WeightsError                weights of an encoder that cannot be had, or cannot be loaded
     +- DataError                      exit code 2
     |  +- MissingColumnError          a column the file must have
     |  +- EmptyFileError              no rows at all, or none left after filtering
@@ -28,11 +29,14 @@ Each message says where, what was found, what was expected and what to do about 
     +- TrainingError                  exit code 1
     |  +- NonFiniteLossError          names round and clients
     |  +- AggregateOverflowError      a sum that leaves the fixed-point range
+    +- EncoderError                   exit code 1: an encoder that does not work, or was closed
     +- ResourceError                  exit code 3
     |  +- MemoryPlanError             the plan does not fit; says the figures
     |  +- ClusterError                no cluster, no answer, or not allowed in
     |  +- PlacementError              actors that cannot be placed: asked, and what there is
     |  +- ActorLostError              an actor died and the run cannot go on
+    |  +- StoreError                  an embedding store that cannot be opened or written, or not with these values
+    |  |  +- StoreBusyError           others have the store open, or it is being collected
     +- CompareError                   exit code 2
     |  +- NoSuchRunError              no run, family, experiment or row of that name; names the nearest
     |  +- AmbiguousRunError           a name or prefix that fits several
@@ -97,6 +101,10 @@ class ConfigFileError(ConfigError):
 
 class UnsupportedError(ConfigError):
     """Settings that are fine alone and wrong together."""
+
+
+class WeightsError(ConfigError):
+    """Weights of an encoder that cannot be had (hub out of reach, package not installed) or cannot be loaded."""
 
 
 class DataError(FedrayError):
@@ -165,6 +173,10 @@ class AggregateOverflowError(TrainingError):
     """A sum over clients that leaves the fixed-point range."""
 
 
+class EncoderError(FedrayError):
+    """An encoder that starts and does not work."""
+
+
 class ResourceError(FedrayError):
     """The machine or the cluster does not give what the run needs."""
 
@@ -185,6 +197,14 @@ class PlacementError(ResourceError):
 
 class ActorLostError(ResourceError):
     """An actor died and the run cannot go on without it."""
+
+
+class StoreError(ResourceError):
+    """An embedding store cannot be opened or written, or not with these values."""
+
+
+class StoreBusyError(StoreError):
+    """Others hold the embedding store in a way that shuts this out."""
 
 
 class TrackingError(FedrayError):

@@ -1,4 +1,4 @@
-"""What every part of the configuration is (`Closed`), and the evaluation section; `config` has and reads the others."""
+"""What every part of the configuration is (`Closed`), and the sections that name no module; `config` has the others."""
 
 from typing import Annotated, Any, Literal
 
@@ -61,5 +61,80 @@ class EvaluationConfig(Closed):
     test: Literal["selected", "every_round", "protocol"] = Field(
         "protocol", description="when the test set is scored; protocol: as the protocol says"
     )
-    controls: bool = Field(True, description="random, popularity, constant and central EASE beside the run")
+    controls: bool = Field(
+        True, description="random, popularity, constant, each feature's content and central EASE beside"
+    )
     local_only: bool = Field(False, description="also train with federation off: the leak detector")
+
+
+class EncoderConfig(Closed):
+    """What every encoder shares; `Config` of an encoder module adds its own keys."""
+
+    name: str
+    input: Literal["auto", "image", "text"] = Field("auto", description="auto: by the feature's name, image or text")
+    fields: tuple[str, ...] = Field(
+        (), description="text: columns of the items, joined by '. '; empty: those of title, description that there are"
+    )
+    prompt: str = Field("{}", description="text: what is encoded; {} is the joined fields")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the numbers in the store")
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _one_or_several_fields(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_its_place(cls, value: str) -> str:
+        if value.count("{}") != 1:
+            raise OutOfRangeError(f"prompt is {value!r}", "exactly one {}, where the text goes")
+        return value
+
+
+class EncodingConfig(Closed):
+    """The encoder pool and its store. Nothing here is part of the fingerprint."""
+
+    store: str = Field(".fedray/embeddings", description="folder of the embeddings; jobs may share it")
+    min_actors: int = Field(1, ge=1)
+    max_actors: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="auto: one per CPU, or per GPU share"
+    )
+    cpus_per_actor: float = Field(1.0, gt=0, description="also the threads of an actor's forward pass, rounded down")
+    gpu_share: float = Field(1.0, gt=0, le=1, description="GPU fraction of one encoder actor")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: int = Field(32, ge=1, description="items in one forward pass")
+    linger_ms: float = Field(5.0, ge=0, description="how long a part of a batch waits for more requests")
+    queue: int = Field(4096, ge=1, description="items that may wait; who asks for more waits, too")
+    decode_threads: int = Field(2, ge=1, description="image decoders of an actor, beside its forward pass")
+    batch_timeout_s: float = Field(300.0, gt=0, description="an actor that takes longer is replaced")
+    attempts: int = Field(3, ge=1, description="lost actors a batch may cost before its items are tried one by one")
+    idle_s: float = Field(30.0, gt=0, description="an actor above min_actors leaves after so long without work")
+    max_pixels: int = Field(50_000_000, ge=1, description="of an image; more is taken for a decompression bomb")
+
+
+class RuntimeConfig(Closed):
+    """Where things run. Nothing here may change a result; it is not part of the fingerprint."""
+
+    executor: Literal["ray", "serial"] = "ray"
+    address: str = Field("", description="of a Ray cluster; empty: RAY_ADDRESS, else a local one")
+    actors: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="client actors; auto: one per CPU (or GPU share)"
+    )
+    clients_per_actor: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="1 is one actor per client, to the letter; auto packs"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpu_share: float = Field(1.0, gt=0, le=1, description="GPU fraction of one client actor")
+    memory_limit_gb: float = Field(0.0, ge=0, description="refuse a plan above; 0: what the machine has free")
+    start_timeout_s: float = Field(120.0, gt=0)
+
+
+class TrackingConfig(Closed):
+    """Where runs are recorded."""
+
+    backend: Literal["mlflow", "jsonl", "none"] = "mlflow"
+    uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking URI; a path for jsonl")
+    experiment: str = Field("", description="empty: fedray/<data>/<protocol>")
+    run_name: str = Field("", description="empty: <name>-s<seed>")
+    spool: str = Field(".fedray/spool", description="where points wait while the server is away")
+    log_item_media: bool = Field(False, description="allow posters and titles in artifacts (local stores)")

@@ -215,7 +215,7 @@ def test_flatten_names_every_leaf_by_its_dotted_key():
 def parts():
     """Every closed section there is, by name; those of sources, backbones and plug-ins included."""
     found = {c.__name__: c for _, c in inspect.getmembers(configuration, inspect.isclass) if issubclass(c, Closed)}
-    for package in ("data.sources", "methods.backbones", "methods.plugins"):
+    for package in ("data.sources", "encoders", "methods.backbones", "methods.plugins"):
         found |= {f"{package}.{name}": part_module(package, name).Config for name in names_in(package)}
     return found
 

@@ -12,12 +12,12 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 LAYERS = [
-    {"types", "errors", "seeding", "config", "sections", "fixed_point"},
-    {"data", "models", "encoders", "evaluation"},
+    {"types", "errors", "seeding", "config", "sections", "yamls", "fixed_point"},
+    {"data", "models", "encoders", "embeddings", "evaluation"},
     {"federated"},
     {"methods"},
     {"runtime", "tracking"},
-    {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io", "family", "compare", "outputs"},
+    {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io", "family", "compare", "outputs", "encode"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

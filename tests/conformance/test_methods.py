@@ -98,7 +98,7 @@ def test_the_fingerprint_changes_with_every_setting_that_can_change_a_number(met
     config = config_of(method)
     seen = {config.fingerprint()}
     for path, other in leaves(config):
-        outside = path == "name" or path.startswith(("runtime.", "tracking."))
+        outside = path == "name" or path.startswith(("encoding.", "runtime.", "tracking."))
         assert (other.fingerprint() in seen) == outside, path
         seen |= {other.fingerprint()}
     assert len(seen) > 20
