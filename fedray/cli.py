@@ -57,6 +57,31 @@ def train(
 
 
 @app.command()
+def encode(
+    job: Job,
+    set_: Sets = None,
+    verify: Annotated[bool, typer.Option("--verify", help="only check every row of the store")] = False,
+    gc: Annotated[bool, typer.Option("--gc", help="only drop embeddings that no catalogue uses")] = False,
+    older_than: Annotated[float, typer.Option(help="--gc: days after which a catalogue's use is forgotten")] = 30.0,
+    summary: Annotated[Path | None, typer.Option(help="write the report as JSON")] = None,
+) -> None:
+    """Turn the items' images and texts into embeddings, into the store that training reads."""
+    from fedray import encode as encoding
+    from fedray import outputs
+    from fedray.config import load_config
+
+    config, console = load_config(job, set_), _console()
+    outputs.check_outputs(summary, None)
+    if verify and gc:
+        raise ConfigError("--verify with --gc", "one of them", "Collect first, then verify.")
+    if verify:
+        raise typer.Exit(0 if encoding.verify(config, console) else 1)
+    found = encoding.gc(config, console, older_than) if gc else encoding.encode(config, console)
+    if summary is not None:
+        outputs.write_summary(summary, found)
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="folder that `fedray train --save` wrote")],
     set_: Sets = None,

@@ -23,6 +23,7 @@ from fedray.errors import (
     UnknownNameError,
 )
 from fedray.evaluation.comparison import Line, csv_text, markdown
+from fedray.evaluation.content import PREFIX
 from fedray.evaluation.significance import LEVEL, RESAMPLES, Difference, compared, holm
 from fedray.evaluation.users import metrics_in
 from fedray.tracking.recorded import Recorded, read_summary
@@ -173,20 +174,44 @@ def lines_of(metric: str, rows: Sequence[Row], tests: Tests, base: str) -> list[
 
 
 def control_lines(metric: str, rows: Sequence[Row]) -> list[Line]:
-    """Central controls once for each protocol and data (no seed plays a part); local-only for each row that has it."""
+    """Central controls once for each protocol and data (no seed plays a part), those of content too unless the rows'
+    features differ; local-only for each row that has it."""
     lines: list[Line] = []
     central: dict[tuple[str, str], Row] = {}
     for row in rows:
         if row.runs[0].control:
             central.setdefault((row.protocol, row.data), row)
     for row in central.values():
-        for name in CENTRAL:
-            found = [run.control[name] for run in row.runs[:1] if name in run.control]
-            lines += [replace(_line(metric, replace(row, name=name), found), seeds=0)] if found else []
+        lines += [_seedless(metric, row, name, name) for name in CENTRAL if name in row.runs[0].control]
+    lines += content_lines(metric, rows)
     for row in rows:
         alone = [run.control["local_only"] for run in row.runs if "local_only" in run.control]
         lines += [_line(metric, replace(row, name=f"local-only {row.name}"), alone)] if alone else []
     return lines
+
+
+def content_lines(metric: str, rows: Sequence[Row]) -> list[Line]:
+    """Content controls once for each protocol, data and feature; under each row's name where its encoders make others
+    of one feature."""
+    found: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        for name, values in row.runs[0].control.items():
+            if name.startswith(PREFIX):
+                found.setdefault((row.protocol, row.data, name), {}).setdefault(_spelled(values), row)
+    return [
+        _seedless(metric, row, name, name if len(by_values) == 1 else f"{name} {row.name}")
+        for (_, _, name), by_values in found.items()
+        for row in by_values.values()
+    ]
+
+
+def _spelled(values: Mapping[str, float]) -> str:
+    """To fewer digits than a store may lose."""
+    return " ".join(f"{name}={values[name]:.6f}" for name in sorted(values) if math.isfinite(values[name]))
+
+
+def _seedless(metric: str, row: Row, control: str, name: str) -> Line:
+    return replace(_line(metric, replace(row, name=name), [row.runs[0].control[control]]), seeds=0)
 
 
 def _line(metric: str, row: Row, found: Sequence[Mapping[str, float]]) -> Line:

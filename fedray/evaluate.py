@@ -9,8 +9,9 @@ from fedray.errors import DataError, UnsupportedError
 from fedray.evaluation.table import end_table
 from fedray.federated import clients
 from fedray.federated.executor import SerialExecutor
-from fedray.job import measured_controls, prepare, say
+from fedray.job import measured_controls, prepare
 from fedray.models_io import load_model
+from fedray.progress import say
 from fedray.types import Broadcast, Split
 
 ALLOWED = ("data.path", "evaluation.k", "evaluation.controls")
@@ -26,7 +27,7 @@ def evaluate_model(folder: Path, sets: list[str], split: Split, console: Console
         if not setting.startswith(ALLOWED):
             raise UnsupportedError(f"--set {setting} with a saved model", f"one of {', '.join(ALLOWED)}")
     config, manifest, params, files = load_model(folder, sets)
-    job = prepare(config)
+    job = prepare(config, console)
     if job.dataset.fingerprint != manifest["data"]:
         raise DataError(
             f"the data's fingerprint is {job.dataset.fingerprint}",

@@ -12,8 +12,9 @@ from fedray.data.dataset import describe
 from fedray.errors import Terminated
 from fedray.evaluation.users import Users
 from fedray.federated.method import Method
-from fedray.job import Prepared, Result, placed, prepare, say, shown, signals_raise, train
+from fedray.job import Prepared, Result, placed, prepare, shown, train
 from fedray.methods import build
+from fedray.progress import say, signals_raise
 from fedray.tracking.tracker import make_tracker
 
 
@@ -27,7 +28,7 @@ class Family:
 
 def train_family(config: RunConfig, seeds: Sequence[int], console: Console) -> Family:
     """One run per seed under one parent run."""
-    job = prepare(config)
+    job = prepare(config, console)
     tracker = make_tracker(config.tracking)
     family = tracker.start_family(config, seeds, describe(job.dataset))
     try:

@@ -5,7 +5,6 @@ The entrypoint's process loads the data, computes the controls, owns every actor
 
 import json
 import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from fedray.config import RunConfig
 from fedray.data.dataset import client_data, describe, load
 from fedray.data.negatives import shortlists
 from fedray.data.protocols import Protocol, rules_of
+from fedray.embeddings.report import FeatureReport
 from fedray.errors import Terminated, UnsupportedError
 from fedray.evaluation import users
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
@@ -31,10 +31,12 @@ from fedray.federated.method import Method
 from fedray.federated.rounds import Outcome
 from fedray.methods import build
 from fedray.models_io import save_model
-from fedray.progress import Progress
+from fedray.progress import EncodeProgress, Progress, say, signals_raise
 from fedray.runtime import plan as planning
 from fedray.runtime import session
+from fedray.runtime.encoding import Pools, no_pools, pools
 from fedray.runtime.executor import get
+from fedray.runtime.features import with_features
 from fedray.runtime.plan import Plan, Resources
 from fedray.tracking.records import params
 from fedray.tracking.tracker import RunEnd, RunStart, Status, Tracker, make_tracker
@@ -53,6 +55,7 @@ class Prepared:
     dataset: Dataset
     data: ClientData
     method: Method
+    features: tuple[FeatureReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,11 @@ class Result:
         }
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Data read, checked and split; the method made. Raises `ConfigError` and `DataError`."""
+def prepare(config: RunConfig, console: Console | None = None, open_pools: Pools = pools) -> Prepared:
+    """Data read, checked and split; features encoded where the store lacks them; the method made.
+
+    Raises `ConfigError`, `DataError` and what encoding raises.
+    """
     rules = rules_of(config.evaluation)
     known = rules.metrics(config.evaluation.k)
     if missing := ", ".join(m for m in rules.select_on if m not in known):
@@ -94,14 +100,18 @@ def prepare(config: RunConfig) -> Prepared:
             f"evaluation.k is {list(config.evaluation.k)} and protocol {rules.name} selects on {missing}",
             f"the K of {missing} among evaluation.k, and its ranking among {', '.join(rules.rankings)}",
         )
-    dataset = load(config.data, rules)
+    with EncodeProgress(console) as progress:
+        dataset, reports = with_features(config, load(config.data, rules), progress.show, open_pools)
+    if console is not None:
+        for report in reports:
+            say(console, report.line())
     method = build(config, dataset.interactions.n_items, dataset.features)
-    return Prepared(config, rules, dataset, client_data(dataset), method)
+    return Prepared(config, rules, dataset, client_data(dataset), method, reports)
 
 
 def dry_run(config: RunConfig, console: Console) -> Plan:
     """Print the plan, and refuse it if it does not fit; start nothing."""
-    plan = local_plan(prepare(config), console)
+    plan = local_plan(prepare(config, console, no_pools), console)
     if address := session.remote_address(config):
         say(console, f"this is the plan for this machine; the run itself will ask the cluster at {address}")
     return plan
@@ -131,11 +141,13 @@ def train(
     """One run, tracked, from data to end table. Whatever happens, no actor stays and the run gets its status."""
     begun = time.perf_counter()
     with signals_raise(), ExitStack() as stack:
-        job = job or prepare(config)
+        job = job or prepare(config, console)
         plan = stack.enter_context(placed(job, console))
         stack.enter_context(signals_raise())  # again: ray.init sets a SIGTERM handler of its own
         tracker = make_tracker(config.tracking)
-        start = RunStart(config, config.method_name(), describe(job.dataset), {}, parent, planning.render(plan, config))
+        made, text = job.dataset.features, planning.render(plan, config)
+        tags = {"fedray.features_fingerprint": made.fingerprint} if made else {}
+        start = RunStart(config, config.method_name(), describe(job.dataset), tags, parent, text)
         run_id = tracker.start(start)
         end = RunEnd("KILLED")
         try:
@@ -205,11 +217,6 @@ def show_end(console: Console, result: Result, ks: list[int], where: str) -> Non
     say(console, where)
 
 
-def say(console: Console, text: str) -> None:
-    """Plain text: never broken, never read as markup (paths have brackets)."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def shown(config: RunConfig, rules: Protocol) -> list[int]:
     """The cut-offs worth a line on a terminal: the selecting ones and the largest."""
     return sorted({*(int(m.rsplit("_", 1)[1]) for m in rules.select_on), max(config.evaluation.k)})
@@ -223,7 +230,7 @@ def store_goes_away(config: RunConfig) -> bool:
 
 
 def measured_controls(job: Prepared) -> Controls:
-    """random, popularity, constant, ease: per split; cached by data and protocol."""
+    """random, popularity, constant, content_<feature>, ease: per split; cached by data, features and protocol."""
     if not job.config.evaluation.controls:
         return {}
     shortlist = shortlists(job.config.data.seed, job.data, job.rules)
@@ -357,22 +364,3 @@ def run_end(result: Result, job: Prepared, status: Status) -> RunEnd:
     tags = {"fedray.protocol_note": job.rules.note, **result.flags}
     files = {users.FILE: users.to_parquet(outcome.users)}
     return RunEnd(status, metrics, tags, texts, result.references, files)
-
-
-@contextmanager
-def signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM become `Terminated`, so that the run is closed whichever it was."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise Terminated
-
-    try:
-        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: nobody sends it signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

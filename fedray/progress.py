@@ -1,15 +1,20 @@
-"""The terminal while a run goes: one live line on a terminal, one line a round in a log file."""
+"""The terminal while a job goes: one live line on a terminal, one line every so often in a log file; and its end."""
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from fedray.config import RunConfig
 from fedray.data.protocols import rules_of
+from fedray.embeddings.fill import Step
+from fedray.errors import Terminated
 from fedray.types import RoundReport
 
 LOG_EVERY_S = 2.0
@@ -68,3 +73,75 @@ class Progress:
             return f"loss {report.metrics['train/loss']:.4f}"
         self._best = value if not value <= self._best else self._best
         return f"loss {report.metrics['train/loss']:.4f}  {self._metric} {value:.4f} (best {self._best:.4f})"
+
+
+class EncodeProgress:
+    """The same for encoding: `show` each step of each feature; without a console nothing is shown."""
+
+    def __init__(self, console: Console | None) -> None:
+        self._console, self._last_line = console, 0.0
+        self._began: dict[str, tuple[float, TaskID | None]] = {}
+        columns = (
+            TextColumn("{task.fields[feature]}"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        live = console is not None and console.is_terminal
+        self._bar = Bar(*columns, console=console, transient=True) if live else None
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, feature: str, step: Step) -> float:
+        """One step more; contents encoded a second so far."""
+        now, done = time.monotonic(), step.encoded + step.by_others + step.refused
+        if feature not in self._began:
+            task = self._bar.add_task("", total=step.missing, feature=feature) if self._bar else None
+            self._began[feature] = (now, task)
+        began, task = self._began[feature]
+        rate = step.encoded / (now - began) if now > began else 0.0
+        if self._bar and task is not None:
+            self._bar.update(task, completed=done, description=f"{rate:.1f} items/s")
+        elif self._console is not None and (now - self._last_line >= LOG_EVERY_S or done == step.missing):
+            self._last_line = now
+            left = f"{(step.missing - done) / rate:.0f} s left" if rate else ""
+            self._console.print(
+                f"{feature}  {done:,}/{step.missing:,}  {rate:.1f} items/s  {left}".rstrip(),
+                soft_wrap=True,
+                highlight=False,
+            )
+        return rate
+
+
+def say(console: Console, text: str) -> None:
+    """Plain text: never broken, never read as markup (paths have brackets)."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM become `Terminated`, so that the run is closed whichever it was."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Terminated
+
+    try:
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: nobody sends it signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -170,6 +170,29 @@ def test_controls_are_rows_without_tests(two):
     assert all(found[name].difference is None for name in list(found)[2:])
 
 
+def with_content(file, values):
+    """`file` with content controls in every run: name -> value of every metric."""
+    summary = json.loads(file.read_text())
+    for run in summary.get("runs", [summary]):
+        run["control"] |= {name: dict.fromkeys(METRICS, value) for name, value in values.items()}
+    file.write_text(json.dumps(summary))
+
+
+def test_content_controls_are_one_row_a_feature_unless_the_features_differ(two, tmp_path):
+    """The first row has no features. A third has others under one of the two names."""
+    with_content(tmp_path / "p.json", {"content_image": 0.11, "content_text": 0.2})
+    third = single(tmp_path / "x.json", {"backbone": {"name": "fedavg", "dim": 8}}, level=0.4)
+    with_content(tmp_path / "x.json", {"content_image": 0.11, "content_text": 0.26})
+    found = lines(compare([*two, third], "", controls=True))
+    content = {name: (line.mean, line.seeds) for name, line in found.items() if name.startswith("content")}
+    assert content == {
+        "content_image": (pytest.approx(0.11), 0),
+        "content_text dualper(fcf) on ku": (pytest.approx(0.2), 0),
+        "content_text fedavg on ku": (pytest.approx(0.26), 0),
+    }
+    assert list(found)[3:7] == ["random", "popularity", "ease", "content_image"]
+
+
 def test_other_users_under_the_same_data_are_refused_by_name(two, tmp_path):
     shifted = {k: v + 1 if k == "client" else v for k, v in users_at(0.7, 0).items()}
     (tmp_path / "p.seed0.users.parquet").write_bytes(to_parquet(shifted))

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from fedray import seeding
 from fedray.config import DataConfig, part_module
 from fedray.data import splits
-from fedray.data.features import align
+from fedray.data.features import align, filled
 from fedray.data.interactions import as_ids, clean
 from fedray.data.protocols import Protocol
 from fedray.data.sources import RawData
@@ -44,7 +44,7 @@ def load(config: DataConfig, protocol: Protocol) -> Dataset:
         interactions=interactions,
         label=label,
         items=items,
-        features=features,
+        features=filled(features, config.missing, item_ids) if features else None,
         counts={**counts, **listed_counts, **missing},
         fingerprint=fingerprint(user, item, label, len(item_ids)),
     )

@@ -97,6 +97,40 @@ def _gathered(
     return out, there
 
 
+def filled(features: ItemFeatures, policy: str, item_ids: np.ndarray) -> ItemFeatures:
+    """What `data.missing` makes of items without a feature: `mask` leaves them zero and not present, `mean` gives them
+    the mean of the others and calls them present, `error` raises `FeatureValueError` with their ids."""
+    gaps = {m: np.flatnonzero(~there) for m, there in features.present.items() if not there.all()}
+    if policy == "mask" or not gaps:
+        return features
+    if policy == "error":
+        raise _gaps_refused(gaps, item_ids)
+    tables, present = dict(features.tables), dict(features.present)
+    for modality, rows in gaps.items():
+        table = tables[modality].copy()
+        table[rows] = table[present[modality]].mean(axis=0, dtype=np.float64)
+        table.flags.writeable = False
+        tables[modality], present[modality] = table, np.ones(len(table), bool)
+    return ItemFeatures(tables, present, fingerprint(tables, present))
+
+
+def _gaps_refused(gaps: Mapping[str, np.ndarray], item_ids: np.ndarray) -> FeatureValueError:
+    ids = {m: [str(i) for i in np.sort(item_ids[rows])] for m, rows in gaps.items()}
+    parts = [f"{len(i)} without {m} (ids {', '.join(i[:10])}{', ...' * (len(i) > 10)})" for m, i in ids.items()]
+    mend = "data.missing: error refuses them; mask or mean goes on without."
+    return FeatureValueError(f"items lack features: {'; '.join(parts)}", "every feature of every item", mend)
+
+
+def joined(
+    own: ItemFeatures | None, tables: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]
+) -> ItemFeatures:
+    """The data's own features with others laid over them; arrays are made read-only."""
+    for array in (*tables.values(), *present.values()):
+        array.flags.writeable = False
+    merged = ({**own.tables, **tables}, {**own.present, **present}) if own else (dict(tables), dict(present))
+    return ItemFeatures(*merged, fingerprint(*merged))
+
+
 def fingerprint(tables: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> str:
     """12 hex digits of the SHA-256 over names, shapes and bytes."""
     digest = hashlib.sha256()

@@ -1,8 +1,9 @@
-"""What a metric is worth: four scorers without federated learning, measured by the run's own rules.
+"""What a metric is worth: scorers without federated learning, measured by the run's own rules.
 
     random      uniform scores: chance level; the mean of a few draws where that is cheap
     popularity  how many clients have the item among their training items
     constant    one score for everything: 0 under pessimistic ties; more is what other ties give away
+    content_<f> likeness to the client's training items, one for each feature f of the items (see `content`)
     ease        EASE (Steck 2019, https://arxiv.org/abs/1905.03375), central: the upper reference
 
 popularity and ease are central: they see all clients' training items, as no federated method does. None
@@ -25,25 +26,24 @@ from pathlib import Path
 
 import numba
 import numpy as np
-from jaxtyping import Float32, Int64, UInt64
+from jaxtyping import Float32, UInt64
 from scipy.linalg import lapack
 from scipy.sparse import csr_matrix
 
 from fedray.data.protocols import Protocol
 from fedray.errors import TrainingError
+from fedray.evaluation.content import Rows, Scorer, content_scorers
 from fedray.evaluation.metrics import MetricSums, evaluate_scores
 from fedray.seeding import keys, unit
-from fedray.types import ClientData, Dataset, Ragged, Split
+from fedray.types import ClientData, Dataset, ItemFeatures, Ragged, Split
 
-VERSION = 1  # part of the cache's name: raise it when a number here can change
+VERSION = 2  # part of the cache's name: raise it when a number here can change
 EASE_LIMIT = 20_000
 CONSTANT_BELOW = 1e-6
 STANDARD_ERRORS = 3.0
 _CHUNK = 1 << 22  # scores held at once
 _DRAWS, _DRAWN = 8, 1 << 28  # random control: most draws, and most scores over all of them
 
-Rows = Int64[np.ndarray, " rows"]
-Scorer = Callable[[Rows], Float32[np.ndarray, "rows items"]]
 Splits = dict[str, MetricSums]
 Controls = dict[str, dict[str, dict[str, float]]]
 
@@ -64,7 +64,7 @@ def controls(
     file = cache_dir / f"controls-{_cache_key(dataset, data, protocol, ks, candidates)}.json" if cache_dir else None
     found = _read(file) if file else None
     if found is None:
-        found = _compute(data, protocol, ks, candidates)
+        found = _compute(data, dataset.features, protocol, ks, candidates)
         if file:
             _write(file, found)
     return found
@@ -90,7 +90,13 @@ def constant_scores(score_std: float) -> bool:
     return score_std < CONSTANT_BELOW
 
 
-def _compute(data: ClientData, protocol: Protocol, ks: Sequence[int], candidates: Mapping[str, Ragged]) -> Controls:
+def _compute(
+    data: ClientData,
+    features: ItemFeatures | None,
+    protocol: Protocol,
+    ks: Sequence[int],
+    candidates: Mapping[str, Ragged],
+) -> Controls:
     def measure(scorer: Scorer) -> Splits:
         return _measure(scorer, data, protocol, ks, candidates)
 
@@ -100,6 +106,7 @@ def _compute(data: ClientData, protocol: Protocol, ks: Sequence[int], candidates
         "random": _merged([measure(_random_scorer(data, draw)) for draw in range(draws)]),
         "popularity": measure(_same_for_all(popularity)),
         "constant": measure(_same_for_all(np.zeros_like(popularity))),
+        **{name: measure(scorer) for name, scorer in content_scorers(features, data.train).items()},
     }
     if min(len(data), data.n_items) <= EASE_LIMIT:
         results["ease"] = best_ease(data, protocol.lead, measure, protocol.select_split)[1]
@@ -246,7 +253,8 @@ def _cache_key(
     candidates: Mapping[str, Ragged],
 ) -> str:
     """16 hex digits. The rows themselves are hashed too: splits and item numbering depend on a seed."""
-    head = [VERSION, dataset.fingerprint, astuple(protocol), list(ks), data.n_items, sorted(candidates)]
+    content = dataset.features.fingerprint if dataset.features else ""
+    head = [VERSION, dataset.fingerprint, content, astuple(protocol), list(ks), data.n_items, sorted(candidates)]
     digest = hashlib.sha256(json.dumps(head).encode())
     lists = [data.train, data.valid, data.test, *(candidates[name] for name in sorted(candidates))]
     for array in (data.client, *(part for ragged in lists for part in ragged)):

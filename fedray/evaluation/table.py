@@ -6,18 +6,31 @@ highlighted: the columns are not competitors (EASE is central, the rest are floo
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from fedray.evaluation.content import PREFIX
+
+CONTENT = "content_<feature>"
 COLUMNS = {
     "run": "this run",
     "random": "random",
     "popularity": "popularity",
     "constant": "constant",
+    CONTENT: "content",
     "local_only": "local-only",
     "ease": "EASE",
 }
+NARROW = {
+    "this run": "this\nrun",
+    "popularity": "popu-\nlarity",
+    "constant": "con-\nstant",
+    "local-only": "local-\nonly",
+}
+FEATURE_WIDTH = 12
 KINDS = ("hr", "ndcg")
 _METRIC = re.compile(r"(?P<prefix>.*?)(?P<kind>hr|recall|ndcg|mrr)_at_(?P<k>\d+)")
 
@@ -28,17 +41,33 @@ def end_table(
     ks: Collection[int] | None = None,
     kinds: Sequence[str] = KINDS,
     title: str = "",
-) -> Table:
+) -> "EndTable":
     """Metric -> value of the run and, per control, of the controls (`split_of` takes a split of them).
 
     ks: the cut-offs shown (None: all); kinds: of hr, recall, ndcg, mrr. A control that is not there has
     no column; a value that is not there is a dash. Four decimals.
     """
     header, rows = _cells(test, controls, ks, kinds)
-    # Narrow enough for 80 columns with every control present.
-    table = Table(title=title or None, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+    return EndTable(*(_table(header, rows, title, narrow) for narrow in (False, True)))
+
+
+class EndTable(NamedTuple):
+    """What rich prints: `narrow` (80 columns with every control and two features) where `wide` does not fit."""
+
+    wide: Table
+    narrow: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = console.measure(self.wide, options=options.update(max_width=1000)).maximum
+        yield self.wide if needed <= options.max_width else self.narrow
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str, narrow: bool) -> Table:
+    padding = (0, 0, 0, 0 if narrow else 1)
+    table = Table(title=title or None, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        heading = _heading(name, narrow)
+        table.add_column(heading, justify="right" if i else "left", vertical="bottom", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
@@ -70,9 +99,29 @@ def _cells(
     kinds: Sequence[str],
 ) -> tuple[list[str], list[list[str]]]:
     columns = {"run": test, **controls}
-    shown = [name for name in COLUMNS if name in columns]
-    rows = [[m, *(_number(columns[c].get(m)) for c in shown)] for m in _metrics(test, ks, kinds)]
-    return ["test", *(COLUMNS[c] for c in shown)], rows
+    shown = _shown(columns)
+    rows = [[m, *(_number(columns[c].get(m)) for c in shown.values())] for m in _metrics(test, ks, kinds)]
+    return ["test", *shown], rows
+
+
+def _shown(columns: Collection[str]) -> dict[str, str]:
+    """Heading -> name, in the order of `COLUMNS`."""
+    found: dict[str, str] = {}
+    for name, heading in COLUMNS.items():
+        if name == CONTENT:
+            found |= {f"{heading} {c.removeprefix(PREFIX)}": c for c in columns if c.startswith(PREFIX)}
+        elif name in columns:
+            found[heading] = name
+    return found
+
+
+def _heading(name: str, narrow: bool) -> str:
+    """A feature's is on two lines."""
+    first = f"{COLUMNS[CONTENT]} "
+    if not name.startswith(first):
+        return NARROW.get(name, name) if narrow else name
+    feature = name.removeprefix(first)
+    return f"{first.strip()}\n{feature if len(feature) <= FEATURE_WIDTH else feature[: FEATURE_WIDTH - 1] + '…'}"
 
 
 def _metrics(test: Mapping[str, float], ks: Collection[int] | None, kinds: Sequence[str]) -> list[str]:

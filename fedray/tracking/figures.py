@@ -20,6 +20,7 @@ from fedray.types import RoundReport
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 CONTROL_STYLES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#555555"
+DPI = 110
 
 _QUANTILE = re.compile(r"(.+)_p(\d{1,2})$")
 
@@ -77,7 +78,7 @@ def quantile_table(metrics: Mapping[str, float]) -> dict[str, dict[int, float]]:
     return table
 
 
-def png(figure: Figure, dpi: int = 110) -> bytes:
+def png(figure: Figure, dpi: int = DPI) -> bytes:
     """The figure as a PNG."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)

@@ -42,11 +42,14 @@ class _Run:
     spool: Spool
     traffic: records.Traffic = records.Traffic()
     reports: list[RoundReport] = field(default_factory=list)
+    last_step: int = 0
     not_finite: int = 0
 
-    @property
-    def last_round(self) -> int:
-        return self.reports[-1].round if self.reports else 0
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        kept, skipped = records.finite(metrics)
+        self.last_step = max(self.last_step, step)  # MLflow shows the value of the highest step: the end's must win
+        self.not_finite += skipped
+        self.spool.put(store.metrics_record(kept, step))
 
 
 class MlflowTracker:
@@ -71,8 +74,7 @@ class MlflowTracker:
         """
         if self._run is not None:
             raise TrackingError("a run is open already", "finish() before the next start()")
-        tags = records.tags(start)
-        run_id = self._create(records.run_name(start), tags, start.config, start.method, start.dataset)
+        run_id = self._create(records.run_name(start), start)
         with self._failing(run_id), store.answering(self._uri):
             self._fill(run_id, start)
             self._run = _Run(start, self._spool(run_id))
@@ -82,10 +84,14 @@ class MlflowTracker:
         """Queue one round's metrics: under a millisecond, whatever the store does."""
         run = self._open_run()
         run.traffic = run.traffic.plus(report)
-        metrics, skipped = records.finite(records.round_metrics(report, run.traffic))
-        run.not_finite += skipped
         run.reports.append(report)
-        run.spool.put(store.metrics_record(metrics, report.round))
+        run.log(report.round, records.round_metrics(report, run.traffic))
+        self._warn(run.spool)
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Queue metrics of no round, as `log_round` does."""
+        run = self._open_run()
+        run.log(step, metrics)
         self._warn(run.spool)
 
     def finish(self, end: RunEnd) -> None:
@@ -105,11 +111,11 @@ class MlflowTracker:
         """Open the parent run of several seeds; its id."""
         method = config.method_name()
         as_run = RunStart(config, method, dataset, {"fedray.stage": "family", "fedray.seeds": _listed(seeds)})
-        run_id = self._create(records.family_name(config, seeds), records.tags(as_run), config, method, dataset)
+        run_id = self._create(records.family_name(config, seeds), as_run)
         with self._failing(run_id), store.answering(self._uri):
             params = records.params(config, method) | {"seed": _listed(seeds)}
             store.log_params(self._connected(), run_id, params)
-            self._log_dataset(run_id, dataset)
+            self._log_dataset(run_id, as_run)
             self._families[run_id] = (self._spool(run_id), self._place)
         return run_id
 
@@ -143,13 +149,11 @@ class MlflowTracker:
             )
         return f"{head}\n{self._waiting}" if self._waiting else head
 
-    def _create(
-        self, name: str, tags: Mapping[str, str], config: RunConfig, method: str, dataset: Mapping[str, Any]
-    ) -> str:
+    def _create(self, name: str, start: RunStart) -> str:
         with store.answering(self._uri):
             client = self._connected()
-            experiment_id = store.patiently(lambda: self._experiment_id(client, config, dataset))
-            run = client.create_run(experiment_id, tags=provenance() | dict(tags), run_name=name)
+            experiment_id = store.patiently(lambda: self._experiment_id(client, start))
+            run = client.create_run(experiment_id, tags=provenance() | records.tags(start), run_name=name)
         self._place = f"#/experiments/{experiment_id}/runs/{run.info.run_id}"
         self._waiting = ""
         return str(run.info.run_id)
@@ -164,15 +168,9 @@ class MlflowTracker:
                 self._connected().set_terminated(run_id, "FAILED")
             raise
 
-    def _experiment_id(self, client: MlflowClient, config: RunConfig, dataset: Mapping[str, Any]) -> str:
-        name = records.experiment_name(config, str(dataset.get("name", "data")))
-        tags = {
-            "mlflow.experiment.primaryMetric.name": records.primary_metric(config),
-            "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
-            "mlflow.experimentKind": "custom_model_development",
-            "mlflow.note.content": records.experiment_note(config, dataset),
-        }
-        return _get_or_create(client, name, self._artifact_location(), tags)
+    def _experiment_id(self, client: MlflowClient, start: RunStart) -> str:
+        name = records.experiment_name(start.config, str(start.dataset.get("name", "data")), start.stage)
+        return _get_or_create(client, name, self._artifact_location(), records.experiment_tags(start))
 
     def _artifact_location(self) -> str | None:
         """Beside a database file; a server knows its own."""
@@ -181,12 +179,13 @@ class MlflowTracker:
 
     def _fill(self, run_id: str, start: RunStart) -> None:
         client = self._connected()
-        store.log_params(client, run_id, records.params(start.config, start.method))
-        self._log_dataset(run_id, start.dataset)
+        store.log_params(client, run_id, records.run_params(start))
+        self._log_dataset(run_id, start)
         files = {"config/resolved.yaml": redact(to_yaml(start.config)), "plan.txt": start.plan}
         store.send(client, run_id, [store.file_record(k, v) for k, v in files.items() if v])
 
-    def _log_dataset(self, run_id: str, dataset: Mapping[str, Any]) -> None:
+    def _log_dataset(self, run_id: str, start: RunStart) -> None:
+        dataset = start.dataset
         data = Dataset(
             name=str(dataset.get("name", "data")),
             digest=records.digest(str(dataset.get("fingerprint", ""))),
@@ -200,7 +199,7 @@ class MlflowTracker:
                 }
             ),
         )
-        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "train")])]
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", start.stage)])]
         self._connected().log_inputs(run_id, inputs)
 
     def _connected(self) -> MlflowClient:
@@ -220,7 +219,7 @@ class MlflowTracker:
 
     def _open_run(self) -> _Run:
         if self._run is None:
-            raise TrackingError("no run is open", "start() before log_round() and finish()")
+            raise TrackingError("no run is open", "start() before logging and finish()")
         return self._run
 
     def _close(self, spool: Spool, patience_s: float) -> None:
@@ -325,7 +324,7 @@ def _last_records(run: _Run, end: RunEnd) -> list[Record]:
     note = "\n\n".join([records.run_note(run.start), *(t for k, t in end.texts.items() if k.endswith(".md"))])
     tags = {**end.tags, **{k: str(n) for k, n in counts.items() if n}, "mlflow.note.content": note}
     return [
-        store.metrics_record(metrics, run.last_round),
+        store.metrics_record(metrics, run.last_step),
         store.tags_record(records.clean_tags(tags)),
         store.end_record(end.status),
         # After the end: an artifact store that is away must not leave the run open.

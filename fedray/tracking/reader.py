@@ -17,7 +17,7 @@ from fedray.tracking.recorded import Recorded
 from fedray.tracking.redact import redact
 
 PAGE = 1000
-PARENT = "mlflow.parentRunId"
+PARENT, STAGE = "mlflow.parentRunId", "fedray.stage"
 _PREFIX = re.compile(r"[0-9a-f]{4,32}")
 
 
@@ -25,7 +25,8 @@ def runs_called(uri: str, name: str) -> list[Recorded]:
     """The runs of that name, finished or not, oldest first.
 
     An experiment stands for all its training runs, a family for its seeds' runs, a run name for every run so named.
-    Raises `NoSuchRunError`, `AmbiguousRunError` for a prefix of several ids, and `TrackingError`.
+    Encode runs have nothing to compare and are passed over. Raises `NoSuchRunError`, `AmbiguousRunError` for a prefix
+    of several ids, and `TrackingError`.
     """
     path = store.sqlite_path(uri)
     if path is not None and not path.is_file():  # connecting would make it
@@ -41,15 +42,29 @@ def runs_called(uri: str, name: str) -> list[Recorded]:
 def _find(client: MlflowClient, uri: str, name: str) -> list[Run]:
     places = {e.name: e.experiment_id for e in client.search_experiments()}
     if name in places:
-        return _search(client, [places[name]], "tags.`fedray.stage` = 'train'")
+        there = _without_encoding(_search(client, [places[name]], ""), name)
+        return [run for run in there if run.data.tags.get(STAGE) == "train"]
     every = list(places.values())
-    found = _by_name(client, every, name) or _by_id(client, every, name)
+    found = _without_encoding(_by_name(client, every, name) or _by_id(client, every, name), name)
     if not found:
         near = difflib.get_close_matches(name, [*places, *_run_names(client, every)], n=3, cutoff=0.5)
         mend = f"The nearest are {', '.join(near)}." if near else ""
         expected = "a run's id or name, a family, an experiment or a --summary file"
         raise NoSuchRunError(f"nothing is called {name!r}", expected, mend, redact(uri))
     return [run for parent in found for run in _seeds_of(client, parent)]
+
+
+def _without_encoding(found: list[Run], name: str) -> list[Run]:
+    """The others; who named nothing but encode runs is told so."""
+    kept = [run for run in found if not _encodes(run)]
+    if found and not kept:
+        mend = "Encode runs have no test metrics."
+        raise NoSuchRunError(f"{name!r} is of `fedray encode` alone", "training runs", mend)
+    return kept
+
+
+def _encodes(run: Run) -> bool:
+    return bool(run.data.tags.get(STAGE) == "encode")
 
 
 def _by_name(client: MlflowClient, experiments: list[str], name: str) -> list[Run]:
@@ -69,7 +84,7 @@ def _by_id(client: MlflowClient, experiments: list[str], prefix: str) -> list[Ru
 
 def _seeds_of(client: MlflowClient, run: Run) -> list[Run]:
     """A family's runs; any other run is itself."""
-    if run.data.tags.get("fedray.stage") != "family":
+    if run.data.tags.get(STAGE) != "family":
         return [run]
     return _search(client, [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'")
 
@@ -86,7 +101,7 @@ def _search(client: MlflowClient, experiments: list[str], condition: str) -> lis
 
 def _run_names(client: MlflowClient, experiments: list[str]) -> Iterable[str]:
     """Of the newest runs, for a hint."""
-    return {run.info.run_name for run in client.search_runs(experiments, max_results=PAGE)}
+    return {run.info.run_name for run in client.search_runs(experiments, max_results=PAGE) if not _encodes(run)}
 
 
 def _recorded(client: MlflowClient, run: Run, called: set[str]) -> Recorded:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fedray.errors import NothingToCompareError
 from fedray.tracking.recorded import Recorded
 
+NOT_COVERED = ("runtime.", "encoding.")
 Identity = tuple[tuple[str, str], ...]
 
 
@@ -49,7 +50,7 @@ def usable(runs: Sequence[Recorded]) -> tuple[list[Recorded], list[str]]:
 def identity(run: Recorded) -> Identity:
     """What makes two runs seeds of one row: what `config.fingerprint` covers, as it was recorded, less the seed; and
     the data, which may have changed under one path."""
-    kept = {k: v for k, v in run.params.items() if k not in ("name", "seed") and not k.startswith("runtime.")}
+    kept = {k: v for k, v in run.params.items() if k not in ("name", "seed") and not k.startswith(NOT_COVERED)}
     return tuple(sorted({**kept, "data": run.data_fingerprint}.items()))
 
 

@@ -1,6 +1,7 @@
 """What a tracker is, and the two that need no library: none at all and one JSON file a run.
 
-A tracker sees settings, the name and size of the data, and one `RoundReport` a round; never an interaction.
+A tracker sees settings, the name and size of the data, and one `RoundReport` a round; never an interaction. Runs are
+of two stages: training, and encoding items, which has no rounds but steps of its own (`log_metrics`).
 """
 
 import json
@@ -17,13 +18,16 @@ from fedray.errors import TrackingError
 from fedray.types import RoundReport
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Stage = Literal["train", "encode"]
 JSONL_FOLDER = ".fedray/runs"
+ENCODE_SECTIONS = ("data", "encoders", "encoding")
 
 
 @dataclass(frozen=True)
 class RunStart:
     """What is known before the first round.
 
+    method: of a training run; nothing is made of it in an encode run.
     dataset: `name` and `fingerprint`, and sizes such as `users`, `items`, `interactions`.
     parent_id: of the family (`Tracker.start_family`) this run is a seed of.
     plan: the resource plan as text.
@@ -35,6 +39,7 @@ class RunStart:
     extra_tags: Mapping[str, str] = field(default_factory=dict)
     parent_id: str | None = None
     plan: str = ""
+    stage: Stage = "train"
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,9 @@ class RunEnd:
     """How a run ended.
 
     metrics: named as they are to appear (`test/ndcg_at_10`, `control/popularity/ndcg_at_10`); logged once,
-    at the last round. references: control -> its validation value of the selecting metric, drawn
+    at the last step. references: control -> its validation value of the selecting metric, drawn
     beside the curves. texts: file name -> content, for small reports such as `table.md`; files: the same
-    for what is not text.
+    for what is not text. Names may have folders (`figures/contact_sheet_image.png`).
     """
 
     status: Status
@@ -64,6 +69,10 @@ class Tracker(Protocol):
 
     def log_round(self, report: RoundReport) -> None:
         """Record one round. Returns at once: never waits for a network or a database."""
+        ...
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics that belong to no round, named as they are to appear. Returns at once, too."""
         ...
 
     def finish(self, end: RunEnd) -> None:
@@ -110,6 +119,9 @@ class NullTracker:
     def log_round(self, report: RoundReport) -> None:
         """Nothing."""
 
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
     def finish(self, end: RunEnd) -> None:
         """Nothing."""
 
@@ -128,7 +140,7 @@ class NullTracker:
 
 
 class JsonlTracker:
-    """`<folder>/<run id>.jsonl`: one JSON object a line, `event` being start, round or end; files lie beside it."""
+    """`<folder>/<run id>.jsonl`: one JSON object a line, `event` is start, round, metrics or end; files lie beside."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -144,12 +156,13 @@ class JsonlTracker:
         self._file = _new_file(self._last)
         self._write(
             event="start",
+            stage=start.stage,
             run_id=run_id,
             parent_id=start.parent_id,
-            method=start.method,
+            method=start.method if start.stage == "train" else "",
             dataset=dict(start.dataset),
             tags=dict(start.extra_tags),
-            params=_params(start.config),
+            params=settings(start.config, start.stage),
             plan=start.plan,
         )
         return run_id
@@ -158,8 +171,12 @@ class JsonlTracker:
         """One line."""
         self._write(event="round", **{k: _plain(v) for k, v in vars(report).items()})
 
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line."""
+        self._write(event="metrics", step=step, metrics=_plain(metrics))
+
     def finish(self, end: RunEnd) -> None:
-        """The end line and the files (`<run id>.users.parquet`), on disk when this returns."""
+        """The end line and the files (`<run id>.users.parquet`; folders in a name become dots), on disk on return."""
         self._write(event="end", **{k: _plain(v) for k, v in {**vars(end), "files": list(end.files)}.items()})
         if self._file is not None:
             os.fsync(self._file.fileno())
@@ -167,14 +184,14 @@ class JsonlTracker:
             self._file = None
         for name, content in end.files.items():
             assert self._last is not None
-            self._last.with_suffix(f".{name}").write_bytes(content)
+            self._last.with_name(f"{self._last.stem}.{name.replace('/', '.')}").write_bytes(content)
 
     def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
         """A file of its own with one family line."""
         family_id = uuid.uuid4().hex
         body = {"event": "family", "run_id": family_id, "seeds": list(seeds), "dataset": dict(dataset)}
         with _new_file(self._folder / f"{family_id}.jsonl") as file:
-            file.write(_line({**body, "params": _params(config)}))
+            file.write(_line({**body, "params": settings(config)}))
         return family_id
 
     def finish_family(
@@ -190,14 +207,15 @@ class JsonlTracker:
 
     def _write(self, **fields: Any) -> None:
         if self._file is None:
-            raise TrackingError("no run is open", "start() before log_round() and finish()")
+            raise TrackingError("no run is open", "start() before logging and finish()")
         self._file.write(_line(fields))
         self._file.flush()
 
 
-def _params(config: RunConfig) -> dict[str, Any]:
-    """Flat settings; where they are tracked is no property of a run, and may hold a password."""
-    return {k: v for k, v in flatten(config).items() if not k.startswith("tracking.")}
+def settings(config: RunConfig, stage: Stage = "train") -> dict[str, Any]:
+    """Flat settings that this stage has a use for; where they are tracked is none, and may hold a password."""
+    flat = {k: v for k, v in flatten(config).items() if not k.startswith("tracking.")}
+    return flat if stage == "train" else {k: v for k, v in flat.items() if k.partition(".")[0] in ENCODE_SECTIONS}
 
 
 def _plain(value: Any) -> Any:

@@ -36,7 +36,8 @@ def test_serial_run_writes_table_summary_and_run(tmp_path):
     assert {"test", "validation", "control", "seconds", "comm", "run_id"} <= summary.keys()
     names = {"hr_at_10", "ndcg_at_10", "sampled99_hr_at_10", "sampled99_ndcg_at_10"}
     assert names <= summary["test"].keys() and names <= summary["validation"].keys()
-    assert set(summary["control"]) == {"random", "popularity", "constant", "local_only", "ease"}
+    content = {"content_image", "content_text"}
+    assert set(summary["control"]) == {"random", "popularity", "constant", "local_only", "ease"} | content
     assert all(names <= found.keys() for found in summary["control"].values())
     assert [e["event"] for e in events(tmp_path / "runs")] == ["start", "round", "round", "round", "end"]
     (logged,) = (tmp_path / "runs").glob("*.users.parquet")

@@ -8,7 +8,7 @@ from fedray.data.protocols import PROTOCOLS
 from fedray.evaluation import controls as module
 from fedray.evaluation.controls import chance_flag, constant_scores, controls, ease_scorer
 from fedray.evaluation.metrics import evaluate_scores
-from fedray.types import Dataset, Interactions
+from fedray.types import Dataset, Interactions, ItemFeatures
 from tests.evaluation import naive
 from tests.evaluation.naive import clients, ragged
 
@@ -33,14 +33,23 @@ def tiny(n_clients=60, n_items=40):
     return clients(train, valid, test, n_items), sampled
 
 
-def dataset(data, fingerprint="f"):
+def dataset(data, fingerprint="f", features=None):
     empty = np.zeros(0, np.int64)
     table = Interactions(empty, empty, empty, None, data.client, np.arange(data.n_items))
-    return Dataset("tiny", table, empty, pd.DataFrame(), None, {}, fingerprint)
+    return Dataset("tiny", table, empty, pd.DataFrame(), features, {}, fingerprint)
 
 
-def run(data, sampled, cache_dir=None, **changes):
-    return controls(dataset(data), data, replace(CLEAN, **changes), KS, sampled, cache_dir)
+def run(data, sampled, cache_dir=None, features=None, **changes):
+    return controls(dataset(data, features=features), data, replace(CLEAN, **changes), KS, sampled, cache_dir)
+
+
+def content(n_items=40, fingerprint="c"):
+    """`text` tells the two tastes apart, most items have it; `image` is noise."""
+    rng = np.random.Generator(np.random.Philox(12))
+    taste = np.where(np.arange(n_items) < n_items // 2, 1.0, -1.0)[:, None]
+    tables = {"image": rng.normal(size=(n_items, 5)), "text": taste + 0.3 * rng.normal(size=(n_items, 4))}
+    present = {"image": np.ones(n_items, bool), "text": np.arange(n_items) % 10 != 3}
+    return ItemFeatures({k: v.astype(np.float32) for k, v in tables.items()}, present, fingerprint)
 
 
 def test_controls_stand_where_they_must():
@@ -63,6 +72,17 @@ def test_popularity_is_that_of_training_items():
     assert run(data, sampled)["popularity"]["test"] == expected
 
 
+def test_content_that_shows_tastes_beats_content_that_does_not():
+    data, sampled = tiny()
+    found = run(data, sampled, features=content())
+    assert list(found) == ["random", "popularity", "constant", "content_image", "content_text", "ease"]
+    hr = {name: splits["test"]["hr_at_10"] for name, splits in found.items()}
+    assert hr["content_text"] > hr["random"] + 0.2 and hr["content_image"] == pytest.approx(hr["random"], abs=0.12)
+    assert found["content_text"]["test"].keys() == found["ease"]["valid"].keys()
+    without = run(data, sampled)
+    assert {k: v for k, v in found.items() if not k.startswith("content_")} == without
+
+
 def test_held_out_items_do_not_leak_into_the_scores(monkeypatch):
     """Another test and validation item of one client leaves every score of every control as it was."""
     data, sampled = tiny()
@@ -79,9 +99,9 @@ def test_held_out_items_do_not_leak_into_the_scores(monkeypatch):
         return evaluate_scores(scores, *args)
 
     monkeypatch.setattr(module, "evaluate_scores", spy)
-    run(data, sampled)
+    run(data, sampled, features=content())
     first, seen = seen, []
-    run(other, sampled)
+    run(other, sampled, features=content())
     assert len(first) == len(seen) > 0
     assert all(np.array_equal(a, b) for a, b in zip(first, seen, strict=True))
 
@@ -165,12 +185,15 @@ def test_a_torn_cache_is_recomputed(tmp_path, torn):
 def test_the_cache_knows_what_the_numbers_depend_on():
     data, sampled = tiny()
 
-    def key(data=data, sampled=sampled, fingerprint="f", ks=KS, **changes):
-        return module._cache_key(dataset(data, fingerprint), data, replace(CLEAN, **changes), ks, sampled)
+    def key(data=data, sampled=sampled, fingerprint="f", ks=KS, features=None, **changes):
+        whole = dataset(data, fingerprint, features)
+        return module._cache_key(whole, data, replace(CLEAN, **changes), ks, sampled)
 
     swapped = {"valid": sampled["test"], "test": sampled["valid"]}
     others = [
         key(fingerprint="g"),
+        key(features=content()),
+        key(features=content(fingerprint="d")),
         key(ks=(5,)),
         key(select_on="hr_at_5"),
         key(data=replace(data, test=data.valid, valid=data.test)),

@@ -38,11 +38,46 @@ def test_chosen_rows_and_columns():
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| recall_at_10"]
 
 
-def test_the_widest_table_fits_eighty_columns():
-    names = ("random", "popularity", "constant", "local_only", "ease")
-    console = Console(width=80, record=True, file=io.StringIO())
+def printed(names, width=80):
+    """Lines of the table with these controls."""
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(end_table(RUN, dict.fromkeys(names, RUN), title="clean"))
-    text = console.export_text()
+    return console.export_text()
+
+
+def test_content_stands_after_the_constant_score():
+    text = end_markdown(RUN, dict.fromkeys(["ease", "content_image", "popularity", "content_my_text", "constant"], RUN))
+    header = "| test | this run | popularity | constant | content image | content my_text | EASE |"
+    assert text.splitlines()[0] == header
+
+
+def test_the_widest_table_without_content_fits_eighty_columns():
+    text = printed(("random", "popularity", "constant", "local_only", "ease"))
     assert "…" not in text
     for word in ("this run", "local-only", "EASE", "sampled99_ndcg_at_10", "0.3333", "clean"):
         assert word in text
+
+
+NAMES = ("random", "popularity", "constant", "content_image", "content_text", "local_only", "ease")
+
+
+def test_two_features_fit_eighty_columns():
+    text = printed(NAMES)
+    above, below = text.splitlines()[1:3]
+    assert "…" not in text and text.splitlines()[-1].split() == ["sampled99_ndcg_at_10", *["0.3333"] * 8]
+    assert above.split() == ["this", "popu-", "con-", "content", "content", "local-"]
+    assert below.split() == ["test", "run", "random", "larity", "stant", "image", "text", "only", "EASE"]
+
+
+def test_where_there_is_room_words_stay_whole():
+    text = printed(NAMES, 120)
+    above, below = text.splitlines()[1:3]
+    assert above.split() == ["content", "content"] and max(map(len, text.splitlines())) <= 100
+    names = ["test", "this", "run", "random", "popularity", "constant", "image", "text", "local-only", "EASE"]
+    assert below.split() == names and text.splitlines()[-1].split()[1:] == ["0.3333"] * 8
+
+
+def test_five_features_fit_120_columns_and_long_names_are_cut():
+    text = printed((*NAMES, "content_plot_vectors", "content_sound", "content_film"), 120)
+    assert "…" not in text and "plot_vectors" in text and text.count("content") == 5
+    assert "a_feature_o…" in printed((*NAMES[:3], "content_a_feature_of_many_words"))

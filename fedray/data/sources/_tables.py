@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ def read_utf8(file: Path) -> bytes:
             f"{file}, row {line}",
         ) from error
     return body
+
+
+def read_lenient(file: Path) -> bytes:
+    """UTF-8 with U+FFFD in place of what is not: for texts that are judged one by one later, never for ids."""
+    return read_bytes(file).decode("utf-8", "replace").encode()
 
 
 def read_bytes(file: Path) -> bytes:
@@ -126,9 +132,9 @@ def read_parquet(file: Path) -> pd.DataFrame:
     return frame.set_axis(np.arange(1, len(frame) + 1), axis="index")
 
 
-def read_json_lines(file: Path) -> pd.DataFrame:
+def read_json_lines(body: bytes, file: Path) -> pd.DataFrame:
     """One JSON object a line; the index is the line number. Raises `FileFormatError`."""
-    lines = enumerate(read_utf8(file).decode("utf-8-sig").split("\n"), 1)
+    lines = enumerate(body.decode("utf-8-sig").split("\n"), 1)
     rows = {number: _json_object(line, f"{file}, row {number}") for number, line in lines if line.strip()}
     return pd.DataFrame(list(rows.values()), index=list(rows))
 
@@ -140,7 +146,17 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
         raise FileFormatError(f"not JSON: {error}", "one JSON object a line", "", where) from error
     if not isinstance(row, dict):
         raise FileFormatError(f"holds {type(row).__name__}", "a JSON object", "", where)
-    return row
+    return {_whole(k): _whole(v) for k, v in row.items()}
+
+
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def _whole(value: Any) -> Any:
+    """JSON lets half a character through (`\\ud83d` alone), which no table can hold: it becomes U+FFFD."""
+    if isinstance(value, str):
+        return _HALVES.sub("\N{REPLACEMENT CHARACTER}", value)
+    return [_whole(v) for v in value] if isinstance(value, list) else value
 
 
 def read_npy(file: Path) -> np.ndarray:

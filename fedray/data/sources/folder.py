@@ -1,8 +1,8 @@
 """A user's own data in one folder.
 
     interactions.csv | interactions.parquet   user, item, optional rating, timestamp, split
-    items.jsonl | items.csv                   optional: item and any columns (title, description, ...)
-    images/<item>.jpg                         optional (also .jpeg, .png); not decoded here
+    items.jsonl | items.csv                   optional: item and any columns (title, description, image, ...)
+    images/<item>.jpg                         optional (also .jpeg, .png, .webp); not decoded here
     features/<modality>.npy                   optional: [rows, d]; row r is item r, or the r-th line of
                                               features/<modality>.ids.txt or features/item_ids.txt
 
@@ -11,7 +11,7 @@ Text is UTF-8. Ids are integers or any text; a `timestamp` is a number or a date
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,10 @@ from fedray.config import DataConfig
 from fedray.data.interactions import as_ids
 from fedray.data.paths import resolve
 from fedray.data.sources import RawData, RawFeature
-from fedray.data.sources._tables import delimited, read_json_lines, read_npy, read_parquet, read_utf8
-from fedray.errors import FeatureShapeError, FileFormatError, MissingColumnError, MissingPathError
+from fedray.data.sources._tables import delimited, read_json_lines, read_lenient, read_npy, read_parquet, read_utf8
+from fedray.errors import EncodingError, FeatureShapeError, FileFormatError, MissingColumnError, MissingPathError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Config(DataConfig):
@@ -73,24 +73,36 @@ def _items(folder: Path) -> pd.DataFrame:
     file = _one_of(folder, "items.jsonl", "items.csv")
     if file is None:
         return pd.DataFrame({"item": pd.Series(dtype=str)})
-    items = read_json_lines(file) if file.suffix == ".jsonl" else delimited(read_utf8(file), str(file))
+    body = read_lenient(file)
+    items = read_json_lines(body, file) if file.suffix == ".jsonl" else delimited(body, str(file))
     if "item" not in items:
         mend = f"The columns are {', '.join(map(str, items.columns))}."
         raise MissingColumnError("there is no column 'item'", "it", mend, str(file))
+    broken = items["item"].astype(str).str.contains("\N{REPLACEMENT CHARACTER}", regex=False)
+    if broken.any():
+        found = f"the item id {items['item'][broken].iloc[0]!r} is not UTF-8"
+        raise EncodingError(found, "UTF-8 text", "", f"{file}, row {broken.idxmax()}")
     return items.assign(item=as_ids(items["item"], "item", str(file)))
 
 
 def _with_images(items: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """`items` with a column `image`: the picture's path, or missing. An item that only has a picture is added."""
+    """`items` with a column `image`: the picture's path, or missing. An item that only has a picture is added.
+
+    Without a folder of pictures, paths that the items' own column `image` gives count from the data's folder.
+    """
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
     if not files:
-        return items
+        return items.assign(image=[_below(folder.parent, v) for v in items["image"]]) if "image" in items else items
     pictures = pd.Series([str(f) for f in files], index=[f.stem for f in files], dtype=str)
     pictures = pictures[~pictures.index.duplicated()]
     name = items["item"].astype(str)
     listed = items.assign(image=name.map(pictures))
     more = pictures[~pictures.index.isin(name)]
     return pd.concat([listed, pd.DataFrame({"item": more.index, "image": more.to_numpy()})]) if len(more) else listed
+
+
+def _below(folder: Path, value: Any) -> Any:
+    return str(folder / value) if isinstance(value, str) and value else value
 
 
 def _features(folder: Path) -> dict[str, RawFeature]:

@@ -7,6 +7,7 @@ that interactions have a low-rank structure (6 + 5 + 8 + hidden dimensions) that
 content explains in part; some items are popular with all. Everything follows from `data.seed`.
 """
 
+import io
 import zlib
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -71,6 +72,13 @@ def load(config: Config) -> RawData:
 def poster(item_row: Mapping[str, Any] | pd.Series) -> Image.Image:
     """The poster of a row of the items table: 64 x 96 RGB, a function of its `item` and `style` alone."""
     return Image.fromarray(pixels(int(item_row["item"]), str(item_row["style"])))
+
+
+def image_bytes(item_row: Mapping[str, Any]) -> bytes:
+    """The poster as a PNG file: what image encoders of this catalogue are fed."""
+    out = io.BytesIO()
+    poster(item_row).save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def _draw_catalogue(config: Config, rng: np.random.Generator) -> _Catalogue:
