@@ -7,7 +7,7 @@ from fedray.federated import rounds
 from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
 from fedray.methods import build
-from fedray.types import ClientData, Ragged
+from fedray.types import ClientData, ItemFeatures, Ragged
 
 PFEDREC = {"backbone": {"name": "fcf", "dim": 8, "lr": 0.1}, "plugins": {"dualper": {"item_lr_scale": 10}}}
 FCF = {"backbone": {"name": "fcf", "dim": 8, "lr": 0.1}}
@@ -36,17 +36,26 @@ def tiny_config(method=PFEDREC, train=None, **more):
     return make_config({"evaluation": {"k": [5, 10]}, **method, "train": schedule, **more})
 
 
-def executor(config, data, parts=None, device="cpu"):
+def tiny_features(items=60, seed=0, **dims):
+    """Random item features, by default text of 6 numbers and images of 9; some items lack one or both."""
+    rng = np.random.default_rng(seed)
+    sizes = dims or {"image": 9, "text": 6}
+    present = {m: rng.random(items) > 0.1 for m in sizes}
+    tables = {m: rng.normal(size=(items, d)).astype(np.float32) * present[m][:, None] for m, d in sizes.items()}
+    return ItemFeatures(tables, present, f"tiny-{items}-{seed}")
+
+
+def executor(config, data, parts=None, device="cpu", features=None):
     """A serial executor whose hosts hold the clients at positions `parts[i]` (default: one host with all)."""
-    method = build(config, data.n_items)
+    method = build(config, data.n_items, features)
     parts = [np.arange(len(data))] if parts is None else parts
     return SerialExecutor([make_host(config, method, data.take(np.asarray(p)), device) for p in parts])
 
 
-def run(config, data, parts=None):
+def run(config, data, parts=None, features=None):
     """(final Run, reports, Outcome, executor) of a whole run."""
-    where = executor(config, data, parts)
-    state, reports = rounds.start(config, build(config, data.n_items)), []
+    where = executor(config, data, parts, features=features)
+    state, reports = rounds.start(config, build(config, data.n_items, features)), []
     while not rounds.finished(state):
         state, report = rounds.step(state, where)
         reports.append(report)

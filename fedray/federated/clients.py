@@ -71,7 +71,7 @@ def make_host(config: RunConfig, method: Method, data: ClientData, device: str =
     """Clients at their start. Initial values depend on seed and client only."""
     rules = rules_of(config.evaluation)
     private = method.init_clients(config.seed, data.client)
-    shared = method.init_server(config.seed)
+    shared = method.down(method.init_server(config.seed)) if method.tuned or method.collects else {}
     tables, whole = ({k: shared[k] for k in names} for names in (method.tuned, method.collects))
     store = client_store.fresh(private, len(data), tables, method.init_private_rows(config.seed), whole)
     shortlist = shortlists(config.data.seed, data, rules)

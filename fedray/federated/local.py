@@ -21,6 +21,7 @@ class LocalPlan(NamedTuple):
     phases: the updates of a step, in turn. decay, private_decay: L2 on shared and on private parameters.
     step_decay: every learning rate is multiplied by it after each step. pull[table]: in every update of that table
     each of the client's rows z moves by -lr pull (z - target), target being the client's own (`LocalStart.target`).
+    fixed: tables whose rows do not move; the steps they would make are summed instead, without decay.
     coefficients: of the method's loss in this round.
     """
 
@@ -32,6 +33,7 @@ class LocalPlan(NamedTuple):
     step_decay: float = 1.0
     pull: Mapping[str, float] = {}
     coefficients: Mapping[str, float] = {}
+    fixed: tuple[str, ...] = ()
 
     def rates(self, names: tuple[str, ...]) -> Float32[np.ndarray, "phases n"]:
         """Learning rate of each name in each phase; -1 where the phase leaves it alone."""
@@ -59,8 +61,9 @@ class LocalStart:
 class LocalResult:
     """What C clients have after local training.
 
-    rows[name] [R, ...]; private and dense as in `LocalStart`. An untouched row of client c became
-    decay[name][c] row + toward[name][c] target. loss [C]: mean over the client's samples, before each step.
+    rows[name] [R, ...], of a fixed table the summed steps; private and dense as in `LocalStart`. An untouched row of
+    client c became decay[name][c] row + toward[name][c] target. loss [C]: mean over the client's samples, before each
+    step.
     """
 
     rows: Arrays

@@ -35,7 +35,9 @@ def train_clients(
         result = method.kernel.train(plan, start, samples)
     else:
         result = _train_vmapped(method, config, plan, start, samples, device)
-    decay, toward = untouched(method.row_tables, plan, samples)
+    moving = tuple(k for k in method.row_tables if k not in method.fixed)
+    decay, toward = untouched(moving, plan, samples)
+    decay |= {k: np.ones(len(samples.client)) for k in method.fixed}
     bad = ~np.isfinite(result.loss)
     if bad.any():
         who = samples.client[bad]
@@ -52,7 +54,7 @@ def plan_of(method: Method, config: TrainConfig, round_: int) -> LocalPlan:
     private = config.weight_decay if config.private_weight_decay is None else config.private_weight_decay
     return LocalPlan(
         method.phases(round_), config.batch_size, config.loss, config.weight_decay, private, method.step_decay,
-        method.pull, method.coefficients(round_),
+        method.pull, method.coefficients(round_), method.fixed,
     )  # fmt: skip
 
 
@@ -75,6 +77,12 @@ def check_optimizer(config: TrainConfig, method: Method) -> None:
             f"train.optimizer: adam with {method.name}",
             "sgd: its pull to the client's table from the server is a step of SGD",
             "Use train.optimizer: sgd, or set backbone.reg: 0.",
+        )
+    if config.optimizer == "adam" and method.fixed:
+        raise UnsupportedError(
+            f"train.optimizer: adam with {method.name}",
+            "sgd: its clients upload summed gradients of tables that do not move",
+            "Use train.optimizer: sgd.",
         )
     if config.optimizer == "adam" and config.weight_decay:
         raise UnsupportedError(
@@ -184,6 +192,7 @@ def train_block(
     item, label, mask = (torch.from_numpy(x).to(device) for x in (block.item, block.label, block.mask))
     check_optimizer(config, method)
     params = {k: v.clone() if k in method.row_tables else v for k, v in params.items()}
+    steps = {k: torch.zeros_like(params[k]) for k in plan.fixed}
     adam = optimizers.adam_init() if config.optimizer == "adam" else None
     total, count = torch.zeros(len(item), device=device), mask.sum((1, 2)).clamp_min(1)
     coefficients = {k: torch.tensor(v, dtype=torch.float32, device=device) for k, v in plan.coefficients.items()}
@@ -195,11 +204,18 @@ def train_block(
             grads, value = _gradients(method, params, batch, tuple(phase), coefficients)
             total = total + value * size if i == 0 else total
             if adam is None:
+                _sum_steps(steps, {k: grads.pop(k) for k in plan.fixed if k in grads}, batch, rates)
                 params = _sgd(method, params, grads, batch, rates, plan, targets or {})
             else:
                 grads = _whole(method, params, grads, batch)
                 params, adam = optimizers.adam(params, grads, rates, adam)
-    return params, total / count
+    return {**params, **steps}, total / count
+
+
+def _sum_steps(steps: Params, grads: Params, batch: Batch, rates: Phase) -> None:
+    """Add the steps that the rows of fixed tables would make, in place."""
+    for k, grad in grads.items():
+        steps[k].flatten(0, 1).index_add_(0, _flat(steps[k], batch.item), grad.flatten(0, 1), alpha=-rates[k])
 
 
 def _gradients(

@@ -5,7 +5,7 @@ written for ONE client; the block trainer vectorises them.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -97,6 +97,11 @@ class Method(NamedTuple):
     collects: shared tables that each client keeps whole and uploads whole; the server sees them one by one.
     personalise: (ServerState, Uploads) -> (the next ServerState, the targets of those clients [n, M, ...]), where the
       method collects.
+    broadcast: server's parameters -> what goes down, where that is not all of them as they are. Once a round, so what
+      all clients share (views of content, projections) is computed once. The names above are those that go down.
+    fixed: shared item tables that stay as they came down for a whole round: the client adds up the steps it would make
+      and uploads their sum (a gradient, accumulated), with no weight decay on them.
+    item_input: what a plug-in that makes item rows does with its own: they replace the shared rows, or are added.
     noise: what is done to uploads before they leave.
     kernel: may take the place of the vmapped functions.
     """
@@ -120,8 +125,15 @@ class Method(NamedTuple):
     pull: Mapping[str, float] = {}
     collects: tuple[str, ...] = ()
     personalise: Callable[[ServerState, Uploads], tuple[ServerState, Arrays]] | None = None
+    broadcast: Callable[[Arrays], Arrays] | None = None
+    fixed: tuple[str, ...] = ()
+    item_input: Literal["replaced", "added"] = "replaced"
     noise: Noise | None = None
     kernel: Kernel | None = None
+
+    def down(self, params: Arrays) -> Arrays:
+        """What goes down to every client from the server's parameters."""
+        return params if self.broadcast is None else self.broadcast(params)
 
     @property
     def row_tables(self) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ class Run:
     config: RunConfig
     method: Method
     state: ServerState
+    broadcast: Broadcast
     kept: Mapping[str, Best] = field(default_factory=dict)
     since_best: int = 0
     total_bytes: tuple[int, int] = (0, 0)
@@ -80,7 +81,13 @@ class Outcome:
 
 def start(config: RunConfig, method: Method) -> Run:
     """A run before its first round."""
-    return Run(config, method, ServerState(0, method.init_server(config.seed)))
+    state = ServerState(0, method.init_server(config.seed))
+    return Run(config, method, state, broadcast_of(method, state))
+
+
+def broadcast_of(method: Method, state: ServerState) -> Broadcast:
+    """What goes down after a round; what all clients share of its making is done here, once."""
+    return Broadcast(state.round, method.down(state.params))
 
 
 def finished(run: Run) -> bool:
@@ -96,14 +103,15 @@ def step(run: Run, executor: Executor) -> tuple[Run, RoundReport]:
     seconds = dict(trained.seconds)
     with timed(seconds, "server"):
         state, targets = serve(run, trained)
+        broadcast = broadcast_of(run.method, state)
     sums: Sums = {}
     if due(run.config, state.round):
         splits: tuple[Split, ...] = ("valid", "test") if test_every_round(run.config) else ("valid",)
-        sums, took = executor.evaluate(Broadcast(state.round, state.params), splits, "current")
+        sums, took = executor.evaluate(broadcast, splits, "current")
         seconds = merge_seconds(seconds, took, max)
     up = trained.bytes_up
     total = (run.total_bytes[0] + down, run.total_bytes[1] + up)
-    run = select(replace(run, state=state, total_bytes=total, targets=targets), sums, executor)
+    run = select(replace(run, state=state, broadcast=broadcast, total_bytes=total, targets=targets), sums, executor)
     seconds["round"] = time.perf_counter() - begun
     metrics = {"train/loss": mean_loss(trained), **flat(sums)}
     return run, RoundReport(state.round, metrics, seconds, down, up, trained.clients)
@@ -113,9 +121,10 @@ def train_round(run: Run, executor: Executor) -> tuple[TrainReport, int]:
     """The cohort's summed report, and the bytes that went down."""
     state, train = run.state, run.config.train
     limit = cohort.threshold(run.config.seed, state.round, executor.clients, train.clients_per_round)
-    trained = executor.train(Broadcast(state.round, state.params), limit, run.targets)
-    personal = sum(state.params[k].nbytes for k in run.method.pull) * with_target(run.targets, trained)
-    return trained, personal + trained.clients * sum(v.nbytes for v in state.params.values())
+    down = run.broadcast.params
+    trained = executor.train(run.broadcast, limit, run.targets)
+    personal = sum(down[k].nbytes for k in run.method.pull) * with_target(run.targets, trained)
+    return trained, personal + trained.clients * sum(v.nbytes for v in down.values())
 
 
 def with_target(targets: Uploads | None, trained: TrainReport) -> int:
@@ -162,7 +171,7 @@ def select(run: Run, sums: Sums, executor: Executor) -> Run:
     """Remember this round if validation, and validation alone, says it is the best so far (see `Protocol`)."""
     if not sums:
         return run
-    rules, broadcast = rules_of(run.config.evaluation), Broadcast(run.state.round, run.state.params)
+    rules, broadcast = rules_of(run.config.evaluation), run.broadcast
     here, validation = sums[rules.select_split].means(), sums["valid"].means()
     won = [m for m in rules.select_on if m not in run.kept or _better(rules, here[m], run.kept[m].value)]
     for metric in won:

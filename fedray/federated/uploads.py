@@ -25,7 +25,7 @@ def sum_uploads(
     `keys`: of each client's noise this round (see `noise_keys`). Tables that a method collects are not in the sum.
     """
     weight, n = method.weight(samples.n_samples()), samples.n_samples()
-    sent, base = result, broadcast.params
+    sent, base = result, base_of(method, broadcast)
     summed = [k for k in method.shared_rows if k not in method.collects]
     if method.noise and method.noise.clip:
         sent = clipped(method, summed, base, samples, result)
@@ -40,6 +40,11 @@ def sum_uploads(
     if method.noise and method.noise.scale:
         total = merge(total, noise_sum(method, summed, base, keys, weight))
     return total
+
+
+def base_of(method: Method, broadcast: Broadcast) -> Arrays:
+    """What an upload is the difference to: the broadcast, and nothing at all for a table that is uploaded as steps."""
+    return {k: np.zeros_like(v) if k in method.fixed else v for k, v in broadcast.params.items()}
 
 
 def noise_keys(seed: int, round_: int, client: np.ndarray) -> UInt64[np.ndarray, " k"]:

@@ -53,7 +53,7 @@ class DriverActor:
         """Mean seconds of an empty round: one put, one call per actor."""
         begun = time.perf_counter()
         for r in range(rounds_):
-            self._executor.nothing(Broadcast(-1 - r, dict(self._run.state.params)))
+            self._executor.nothing(Broadcast(-1 - r, dict(self._run.broadcast.params)))
         return (time.perf_counter() - begun) / rounds_
 
 

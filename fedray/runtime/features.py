@@ -20,10 +20,11 @@ from fedray.embeddings.refusals import add_refusals, read_refusals
 from fedray.embeddings.report import FeatureReport, troubles
 from fedray.embeddings.store import EmbeddingStore
 from fedray.encoders import Problem, fingerprint
-from fedray.errors import EncoderError, FeatureValueError
+from fedray.errors import EncoderError, FeatureValueError, StoreError
 from fedray.runtime.encoding import OpenPool, Pools, pools
 from fedray.types import Dataset
 
+PASSES = 3
 IN_FLIGHT = 3  # batches that every actor there may be is kept supplied with
 Tell = Callable[[str, Step], object]
 Table = Float32[np.ndarray, "items dim"]
@@ -52,6 +53,14 @@ class _Work:
     actors: int = 0
     items_per_s: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=lambda: {"start": 0.0, "encode": 0.0})
+
+    def plus(self, more: "_Work") -> "_Work":
+        """Both, one after the other."""
+        a, b = self.step, more.step
+        step = Step(a.encoded + b.encoded, a.by_others + b.by_others, a.refused + b.refused, a.missing + b.missing)
+        seconds = {k: v + more.seconds[k] for k, v in self.seconds.items()}
+        actors, rate = max(self.actors, more.actors), max(self.items_per_s, more.items_per_s)
+        return _Work(step, {**self.problems, **more.problems}, self.restarts + more.restarts, actors, rate, seconds)
 
 
 def with_features(
@@ -92,18 +101,30 @@ def _from_store(job: _Job) -> tuple[Table, Present, FeatureReport]:
         known = read_refusals(store.folder, limit)
         keys = [k for k in job.content.distinct() if k not in known]
         values, there = store.read(keys)
-        missing = [k for k, ok in zip(keys, there) if not ok]
-        work = _Work()
-        if missing:
-            work = _encode(job, store, missing)
-            add_refusals(store.folder, work.problems, limit)
-            values, there = store.read(keys)
+        stored, work = int(there.sum()), _Work()
+        for _ in range(PASSES):  # again only where a row that another job wrote turns out damaged
+            missing = [k for k, ok in zip(keys, there) if not ok and k not in work.problems]
+            if missing:
+                work = work.plus(_encode(job, store, missing))
+                values, there = store.read(keys)
+        _check_whole(store, keys, there, work.problems)
+        add_refusals(store.folder, work.problems, limit)
         store.use(f"{job.feature}-{_catalogue_name(job.config)}", keys)
         damaged, torn = store.damaged, len(store.torn)
     table, present = _gathered(job.content, {key: row for row, key in enumerate(keys) if there[row]}, values)
     report = _report(job, fingerprint(description), table, present, {**known, **work.problems})
     own = time.perf_counter() - begun - sum(work.seconds.values())
-    return table, present, _worked(report, work, len(keys) - len(missing), damaged, torn, own)
+    return table, present, _worked(report, work, stored, damaged, torn, own)
+
+
+def _check_whole(
+    store: EmbeddingStore, keys: Sequence[bytes], there: np.ndarray, problems: Mapping[bytes, Problem]
+) -> None:
+    """What was written and cannot be read must not pass for a gap of the catalogue."""
+    lost = sum(not ok and k not in problems for k, ok in zip(keys, there))
+    if lost:
+        mend = "Check the disk; `fedray encode --verify` names the files."
+        raise StoreError(f"{lost} embeddings cannot be read back", "what was written", mend, str(store.folder))
 
 
 def _worked(report: FeatureReport, work: _Work, stored: int, damaged: int, torn: int, own: float) -> FeatureReport:

@@ -101,7 +101,7 @@ class Sizes:
 
 def sizes(config: RunConfig, method: Method) -> Sizes:
     """Widths of a method's parameters, from their starts."""
-    server, own = method.init_server(config.seed), method.init_private_rows(config.seed)
+    server, own = method.down(method.init_server(config.seed)), method.init_private_rows(config.seed)
 
     def width(names: Iterable[str]) -> int:
         return sum({**server, **own}[k][0].size for k in names)

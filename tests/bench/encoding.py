@@ -74,7 +74,8 @@ def _raws(encoder: dict, n: int) -> list[Raw]:
     config = _config(encoder, 1)
     items = load(config.data, rules_of(config.evaluation)).items
     content = content_of(config.encoders[encoder["input"]], items)
-    raws = [content.raw(i) for i in content.distinct().values()][:n]
+    every = [content.raw(i) for i in content.distinct().values()]
+    raws = every[:: max(1, len(every) // n)][:n]
     return sorted(raws, key=len, reverse=True) if encoder["input"] == "text" else raws
 
 
@@ -84,7 +85,7 @@ def _pooled(encoder: dict, batches: Sequence[Sequence[Raw]], actors: int) -> flo
         pool.embed(batches[0])
         while pool.stats().workers < actors:
             time.sleep(0.05)
-        [asked.result() for asked in [pool.submit(batch) for batch in batches[: 2 * actors]]]  # every actor is warm
+        [asked.result() for asked in [pool.submit(batch) for batch in batches[: 2 * actors]]]  # all actors are warm
         begun = time.perf_counter()
         for asked in [pool.submit(batch) for batch in batches]:
             asked.result()
@@ -168,7 +169,7 @@ def main() -> None:
         small = small_clip.write(Path(folder) / "small", small_clip.SMALL)
         large = vit_b_32(Path(folder) / "b32")
         ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-        images = [("small open_clip, posters", small, 1_000_000), ("open_clip ViT-B-32, posters", large, 192)]
+        images = [("small open_clip, posters", small, 1600), ("open_clip ViT-B-32, posters", large, 128)]
         rows = [
             measured(
                 what,

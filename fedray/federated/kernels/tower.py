@@ -66,27 +66,27 @@ def tower_kernel(tower: Tower) -> Kernel:
 
     def train(plan: LocalPlan, start: LocalStart, samples: RoundSamples) -> LocalResult:
         given = {**start.dense, **start.private}
-        theta = _flat([given[k] for k in tower.names()])
+        theta = flat_parameters([given[k] for k in tower.names()])
         rate, decay = _each(plan, start, tower)
         row_rate = plan.rates((tower.table,))[:, 0]
         rows = np.empty((len(start.index[tower.table]), tower.d + tower.g), np.float32)
         pull = plan.pull.get(tower.table, 0.0)
         target = start.target.get(tower.table, rows[:0])
-        with _one_thread():
+        with one_thread():
             loss = train_tower(
                 start.tables[tower.table], start.index[tower.table], rows, theta, samples.row_ptr, samples.sample_ptr,
                 samples.item, samples.label, samples.order, plan.batch_size, rate, row_rate, decay,
                 np.float32(plan.step_decay), np.float32(plan.decay), np.float32(pull), target, KINDS[plan.loss],
                 tower.d, widths,
             )  # fmt: skip
-        after = _unflat(theta, tower.names(), given)
+        after = shaped_parameters(theta, tower.names(), given)
         dense = {k: after[k] for k in start.dense}
         return LocalResult({tower.table: rows}, dense, {k: after[k] for k in start.private}, {}, loss)
 
     def score(shared: Arrays, owned: Owned) -> Float32[np.ndarray, "K M"]:
         n = len(owned.position)
         given = {k: np.broadcast_to(shared[k], (n, *shared[k].shape)) for k in tower.layers if k in shared}
-        theta = _flat([{**given, **owned.private}[k] for k in tower.names()])
+        theta = flat_parameters([{**given, **owned.private}[k] for k in tower.names()])
         table = owned.whole.get(tower.table, shared[tower.table][None])
         factor = owned.scale.get(tower.table, np.ones(n)).astype(np.float32)
         t = owned.tuned
@@ -95,7 +95,7 @@ def tower_kernel(tower: Tower) -> Kernel:
             tuned = (t.ptr, t.rows, t.values[tower.table])
         first = np.zeros((0, 0), np.float32)
         table = np.ascontiguousarray(table)
-        with _one_thread():
+        with one_thread():
             if tower.layers[1] in shared and len(table) == 1:
                 first = shared[tower.layers[1]] @ np.ascontiguousarray(table[0, :, : tower.d]).T
             return score_tower(table, first, theta, factor, owned.position, *tuned, tower.d, widths)
@@ -103,7 +103,7 @@ def tower_kernel(tower: Tower) -> Kernel:
     return Kernel(train, score)
 
 
-def _one_thread() -> AbstractContextManager[object]:
+def one_thread() -> AbstractContextManager[object]:
     """BLAS on one thread while it lasts."""
     limited: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
     return limited
@@ -116,11 +116,18 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _flat(parts: Sequence[np.ndarray]) -> Float32[np.ndarray, "C P"]:
-    return np.concatenate([p.reshape(len(p), -1) for p in parts], axis=1)
+def flat_parameters(parts: Sequence[np.ndarray], n: int = 0) -> Float32[np.ndarray, "C P"]:
+    """One vector a client; of n clients where there are no parts."""
+    empty = np.zeros((len(parts[0]) if parts else n, 0), np.float32)
+    return np.concatenate([empty, *(p.reshape(len(p), -1) for p in parts)], axis=1)
 
 
-def _unflat(theta: Float32[np.ndarray, "C P"], names: Sequence[str], like: Mapping[str, np.ndarray]) -> Arrays:
+def shaped_parameters(
+    theta: Float32[np.ndarray, "C P"], names: Sequence[str], like: Mapping[str, np.ndarray]
+) -> Arrays:
+    """The parameters of `flat_parameters` by name, in the shapes of `like`."""
+    if not names:
+        return {}
     sizes = [like[k][0].size for k in names]
     parts = np.split(theta, np.cumsum(sizes)[:-1], axis=1)
     return {k: p.reshape(like[k].shape).copy() for k, p in zip(names, parts, strict=True)}

@@ -102,6 +102,7 @@ def tower_method(config: TowerConfig, context: Context, tower: Tower, shared: tu
         weight=lambda n_samples: (n_samples > 0).astype(np.int64),
         server_step=weighted_mean,
         score=lambda params: model.logits(params[TABLE], params[USER], params, tower.layers),
+        item_input="added",
         kernel=tower_kernel(tower),
     )
 

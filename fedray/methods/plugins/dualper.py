@@ -41,4 +41,4 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
     def phases(round_: int) -> tuple[Phase, ...]:
         return tuple(part for phase in inner.phases(round_) for part in split(phase))
 
-    return inner._replace(name=f"dualper({inner.name})", phases=phases, tuned=inner.shared_rows)
+    return inner._replace(name=f"dualper({inner.name})", phases=phases, tuned=inner.shared_rows, fixed=())

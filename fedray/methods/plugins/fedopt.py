@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from fedray.config import Closed
+from fedray.errors import UnsupportedError
 from fedray.federated.aggregate import Aggregate, mean_decay, mean_deltas
 from fedray.federated.method import Method, Uploads
 from fedray.methods.context import Context
@@ -49,6 +50,12 @@ class Config(Closed):
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
     """`inner` with a server optimiser on all its shared tensors."""
+    if inner.broadcast is not None:
+        raise UnsupportedError(
+            f"fedopt on {inner.name}",
+            "a method whose server keeps what its clients send back",
+            "Name fedopt before the plug-in that makes item rows: it then moves the ID table.",
+        )
 
     def server_step(state: ServerState, total: Aggregate) -> ServerState:
         new = inner.server_step(state, total)

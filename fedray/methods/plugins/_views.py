@@ -1,0 +1,112 @@
+"""What a server makes of its items' content: projections, fused views, and the way back from the views' gradients to
+the ID table and the operators. Content and operators never leave the server."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedray import seeding
+from fedray.errors import UnknownNameError, UnsupportedError
+from fedray.models.fusions import linear
+from fedray.types import Arrays, ItemFeatures, Params
+
+PREFIX = "view/"
+
+
+class Views:
+    """The views of a catalogue: names in `views`, made of the ID row and the features in `sources`.
+
+    The parameters of projections and operators are `operator/<part>/<name>` among the server's.
+    """
+
+    def __init__(
+        self, views: Sequence[str], sources: Sequence[str], features: ItemFeatures | None, width: int, gain: float
+    ) -> None:
+        self.names, self.width, self._gain = tuple(views), width, gain
+        self._features = _present(features, sources)
+        self.sources = tuple(sources) or tuple(sorted(self._features.tables))
+        self._modules = {v: _fusion(v) for v in views}
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """What the views are called where they go down."""
+        return tuple(PREFIX + v for v in self.names)
+
+    def init(self, seed: int) -> Arrays:
+        """Projections (their weights times `gain`) and operators at their start."""
+        rng = seeding.generator(seeding.key(seed, "method"))
+        out: Arrays = {}
+        for m in self.sources:
+            found = linear(rng, "projection", self._features.tables[m].shape[1], self.width)
+            out |= {f"operator/{m}/{k}": v * np.float32(self._gain) for k, v in found.items()}
+        for v, module in self._modules.items():
+            made = module.init(rng, ("id", *self.sources), self.width)
+            out |= {f"operator/{v}/{k}": a for k, a in made.items()}
+        return out
+
+    def make(self, params: Mapping[str, np.ndarray], ids: np.ndarray) -> Arrays:
+        """Table name -> view [M, width], from the server's parameters and the ID table."""
+        with torch.no_grad():
+            found = self._fused(_tensors(params), torch.from_numpy(np.ascontiguousarray(ids)))
+        return {k: v.numpy() for k, v in found.items()}
+
+    def back(self, params: Mapping[str, np.ndarray], ids: np.ndarray, steps: Arrays) -> tuple[np.ndarray, Arrays]:
+        """The steps of the views [M, width], as the chain rule hands them on: of the ID table, and of each operator's
+        parameters."""
+        leaves = {k: v.requires_grad_() for k, v in _tensors(params).items()}
+        table = torch.tensor(ids, requires_grad=True)
+        made = self._fused(leaves, table)
+        towards = [torch.from_numpy(steps[k].astype(np.float32)) for k in made]
+        found = torch.autograd.grad(list(made.values()), [table, *leaves.values()], towards, allow_unused=True)
+        whole = [torch.zeros_like(x) if g is None else g for x, g in zip([table, *leaves.values()], found)]
+        return whole[0].numpy(), {k: g.numpy() for k, g in zip(leaves, whole[1:])}
+
+    def _fused(self, params: Params, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        x, there = {"id": ids}, {"id": torch.ones(len(ids), dtype=torch.bool)}
+        for m, (content, mask) in self._content.items():
+            projected = content @ params[f"operator/{m}/projection_weight"].T + params[f"operator/{m}/projection_bias"]
+            x[m], there[m] = projected * mask[:, None], mask
+        return {
+            PREFIX + v: module.fuse(_under(params, f"operator/{v}/"), x, there) for v, module in self._modules.items()
+        }
+
+    @cached_property
+    def _content(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Each feature with columns of mean 0 and its numbers of mean square 1, over the items that have it."""
+        found = {}
+        for m in self.sources:
+            mask = self._features.present[m]
+            centred = self._features.tables[m] - self._features.tables[m][mask].mean(axis=0, dtype=np.float64)
+            scale = np.sqrt(np.mean(np.square(centred[mask]), dtype=np.float64)) or 1.0
+            table = np.where(mask[:, None], centred / scale, 0.0).astype(np.float32)
+            found[m] = (torch.from_numpy(table), torch.from_numpy(mask.copy()))
+        return found
+
+
+def _present(features: ItemFeatures | None, sources: Sequence[str]) -> ItemFeatures:
+    known = sorted(features.tables) if features else []
+    if features is None or not known:
+        raise UnsupportedError(
+            "the data have no item features", "at least one", "Give the job `encoders`, or data with features."
+        )
+    missing = [m for m in sources if m not in known]
+    if missing:
+        raise UnknownNameError(f"feature {missing[0]!r} is not there", f"one of {', '.join(known)}")
+    return features
+
+
+def _fusion(name: str) -> Any:
+    from fedray.config import part_module
+
+    return part_module("models.fusions", name)
+
+
+def _tensors(params: Mapping[str, np.ndarray]) -> Params:
+    return {k: torch.tensor(v) for k, v in params.items() if k.startswith("operator/")}
+
+
+def _under(params: Params, prefix: str) -> Params:
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}

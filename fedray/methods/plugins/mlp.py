@@ -1,0 +1,22 @@
+"""The "+ MLP" rows of the FedVLR tables: one view, a two-layer perceptron of ID row and contents, and no router."""
+
+from pydantic import Field
+
+from fedray.config import Closed
+from fedray.federated.method import Method
+from fedray.methods.context import Context
+from fedray.methods.plugins import fedvlr
+
+
+class Config(Closed):
+    """Settings of the plug-in; see `fedvlr`."""
+
+    features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
+    operator_lr: float = Field(0.001, ge=0, description="of projections and perceptron, on the server")
+    gain: float = Field(0.1, ge=0, description="times the projections' start")
+
+
+def wrap(inner: Method, config: Config, context: Context) -> Method:
+    """`inner` on item rows that a perceptron makes."""
+    alike = fedvlr.Config(views=("mlp",), **config.model_dump())
+    return fedvlr.wrap(inner, alike, context)._replace(name=f"mlp({inner.name})")
