@@ -41,7 +41,7 @@ class Progress:
         reference = {name: found[self._split].get(self._metric) for name, found in control.items()}
         known = ", ".join(f"{k} {v:.4f}" for k, v in reference.items() if v is not None)
         if known:
-            console.print(f"controls  {SPLITS[self._split][1]} {self._metric}: {known}")
+            say(console, f"controls  {SPLITS[self._split][1]} {self._metric}: {known}")
 
     def __enter__(self) -> Self:
         if self._bar:

@@ -27,7 +27,7 @@ from fedray.runtime.plan import Resources
 from fedray.runtime.serving import serve
 from tests.encoders import models
 
-SLOW_TEXTS = 300
+SLOW_TEXTS = 200
 
 
 @pytest.fixture(scope="module")
