@@ -46,7 +46,7 @@ def source(name: str) -> dict:
     if (data_root() / name).is_dir():
         return {"source": "folder", "name": name.replace("-", ""), "path": str(data_root() / name)}
     users, items = {"ml-100k": (943, 1682), "ml-1m": (6040, 3706)}[name]
-    return {"source": "synthetic", "users": users, "items": items, "interactions_per_user": 105}
+    return {"source": "synthetic", "users": users, "items": items, "interactions": 105}
 
 
 def config_of(method: str, data: str, path: str = "auto", rules: str = "paper/pfedrec") -> RunConfig:

@@ -83,7 +83,7 @@ def test_an_aggregating_protocol_scores_the_broadcast_with_the_clients_own_heads
 
 
 def test_an_aggregating_protocol_scores_methods_without_a_kernel_the_same_way(monkeypatch):
-    monkeypatch.setattr("tests.helpers.build", lambda config, n_items: toy_ncf(n_items))
+    monkeypatch.setattr("tests.helpers.build", lambda config, n_items, features: toy_ncf(n_items))
     evaluation = {"k": [5, 10], "options": {"scored_table": "aggregated"}}
     config = tiny_config(METHODS["pfedrec"], {"clients_per_round": 0.5, "path": "vmap"}, evaluation=evaluation)
     where = executor(config, DATA)

@@ -61,7 +61,7 @@ def test_packing_changes_nothing_under_partial_participation(clients_per_round):
 
 def test_packing_changes_nothing_for_dense_parameters_and_general_scores(monkeypatch):
     """A method with a shared network, private vectors and tuned rows, through the vmapped paths throughout."""
-    monkeypatch.setattr("tests.helpers.build", lambda config, n_items: toy_ncf(n_items))
+    monkeypatch.setattr("tests.helpers.build", lambda config, n_items, features: toy_ncf(n_items))
     config = tiny_config(PFEDREC, {"path": "vmap"})
     whole = everything(*run(config, DATA))
     for packing in packings(23).values():
