@@ -48,7 +48,7 @@ class FeatureReport:
         others = f", {self.by_others:,} by other jobs" if self.by_others else ""
         start = f"{self.seconds.get('start', 0.0):.1f} s to start"
         rate = f" ({self.items_per_s:.1f}/s on {self.actors} actors, {start})" if self.encoded else ""
-        lost = f", {self.restarts} actors lost and replaced" if self.restarts else ""
+        lost = f", {self.restarts} lost actor{'s' * (self.restarts > 1)} replaced" if self.restarts else ""
         unsound = [(self.damaged, "damaged rows"), (self.torn, "torn segments")]
         torn = "".join(f", {n} {what} in the store passed over" for n, what in unsound if n)
         return (

@@ -54,6 +54,17 @@ class Kernel(NamedTuple):
     score: Callable[[Arrays, Owned], Float32[np.ndarray, "K M"]]
 
 
+class Routing(NamedTuple):
+    """Item rows that a private router mixes of shared views, for a kernel: names of the views' tables and of the
+    router's parameters (none for a single view), the width of its hidden layer, and its kind (`kernels.router.KINDS`).
+    """
+
+    views: tuple[str, ...]
+    parameters: tuple[str, ...]
+    width: int
+    kind: int
+
+
 class Uploads(NamedTuple):
     """Whole tables of the clients of a round, one by one: what a method that `collects` shows the server.
 
@@ -102,8 +113,10 @@ class Method(NamedTuple):
     fixed: shared item tables that stay as they came down for a whole round: the client adds up the steps it would make
       and uploads their sum (a gradient, accumulated), with no weight decay on them.
     item_input: what a plug-in that makes item rows does with its own: they replace the shared rows, or are added.
+    within: a plug-in applied to the backbone inside this one, for those that belong there wherever they are named.
     noise: what is done to uploads before they leave.
     kernel: may take the place of the vmapped functions.
+    routed: the kernel where a plug-in makes the item rows by a router.
     """
 
     name: str
@@ -128,8 +141,10 @@ class Method(NamedTuple):
     broadcast: Callable[[Arrays], Arrays] | None = None
     fixed: tuple[str, ...] = ()
     item_input: Literal["replaced", "added"] = "replaced"
+    within: Callable[[Callable[["Method"], "Method"]], "Method"] | None = None
     noise: Noise | None = None
     kernel: Kernel | None = None
+    routed: Callable[[Routing], Kernel] | None = None
 
     def down(self, params: Arrays) -> Arrays:
         """What goes down to every client from the server's parameters."""

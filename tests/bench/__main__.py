@@ -58,7 +58,9 @@ def ratio_table(methods: dict) -> str:
     """The training stage three ways."""
     caption = (
         f"The training stage of a round on ML-100K, one thread. The loop is timed on {measure.LOOPED} clients, every "
-        "so many-th by size, and scaled to all; 1 local epoch in batches of 256, fedrap 10 in batches of 2,048:"
+        "so many-th by size, and scaled to all; 1 local epoch in batches of 256, fedrap 10 in batches of 2,048. fedvlr "
+        f"has features of {' and '.join(map(str, measure.CONTENT.values()))} random numbers. A method without a kernel "
+        "is vmapped in both columns:"
     )
     head = ("method", "compiled ms", "vmap ms", "naive loop ms", "`ratio_to_loop`", "ratio to vmap")
     rows = [

@@ -17,8 +17,8 @@ from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
 from fedray.federated.local_training import train_clients
 from fedray.methods import build
-from fedray.types import Broadcast
-from tests.oracles.naive_loop import Federation
+from fedray.types import Broadcast, ItemFeatures
+from tests.oracles.fused import loop_of
 
 ROOT = Path(__file__).parents[2]
 PAPER = {"rounds": 1000, "batch_size": 256, "negatives": 4}
@@ -32,6 +32,10 @@ METHODS = {
     "fedrap": {"backbone": {"name": "fedrap", "dim": 32}, "train": {"local_epochs": 10, "batch_size": 2048}},
     "gpfedrec": {"backbone": {"name": "gpfedrec", "dim": 32}},
 }
+FUSED = ("fcf", "fedavg", "fedncf", "fedrap", "gpfedrec")
+METHODS |= {f"{name} + fedvlr": {**METHODS[name], "plugins": {"fedvlr": {}}} for name in FUSED}
+CONTENT = {"genres": 64, "text": 384}
+"""Widths of the random item features that `fedvlr` is given."""
 LOOPED = 100
 """So many clients are timed in the naive loop."""
 
@@ -58,7 +62,15 @@ def config_of(method: str, data: str, path: str = "auto", rules: str = "paper/pf
 def prepared(config: RunConfig):
     """(all clients, method)"""
     dataset = load(config.data, rules_of(config.evaluation))
-    return client_data(dataset), build(config, dataset.interactions.n_items)
+    n_items = dataset.interactions.n_items
+    return client_data(dataset), build(config, n_items, features_of(n_items))
+
+
+def features_of(n_items: int) -> ItemFeatures:
+    """Random numbers, of every item: what a round costs does not depend on what they are."""
+    rng = np.random.default_rng(0)
+    tables = {m: rng.standard_normal((n_items, d), dtype=np.float32) for m, d in CONTENT.items()}
+    return ItemFeatures(tables, {m: np.ones(n_items, bool) for m in tables}, f"random-{n_items}")
 
 
 def stages(config: RunConfig, data, method, repeats: int) -> dict[str, float]:
@@ -87,7 +99,7 @@ def training_seconds(config: RunConfig, data, method, repeats: int) -> float:
     """The training stage of a round: gathering the rows (and targets), training, and whole tables where they are
     kept; what the loop's time is compared with."""
     host = make_host(config, method, data)
-    state = Broadcast(0, method.init_server(0))
+    state = Broadcast(0, method.down(method.init_server(0)))
     everyone = np.arange(len(data))
     samples = clients.samples_of(host, everyone, 0)
 
@@ -104,7 +116,7 @@ def loop_seconds(config: RunConfig, data, method, repeats: int) -> float:
     """The naive loop over some of the same clients, with the same samples and start, scaled to all of them."""
     who = some_clients(data.train.lengths())
     host = make_host(config, method, data.take(who))
-    samples, loop = clients.samples_of(host, np.arange(len(who)), 0), Federation(host)
+    samples, loop = clients.samples_of(host, np.arange(len(who)), 0), loop_of(host, features_of(data.n_items))
 
     def once() -> None:
         for i in range(len(who)):

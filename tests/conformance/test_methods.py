@@ -58,7 +58,7 @@ def legal(method):
     return True
 
 
-CONTENT = {"fedmr", "fedvlr", "mlp"}  # each makes the item rows: one at a time
+CONTENT = {"fedmr", "fedvlr", "mlp", "vbpr"}  # each makes the item rows: one at a time
 ALL = [tuple(p for p in PLUGINS if p not in CONTENT - {one}) for one in sorted(CONTENT)]
 SUBSETS = [(), *((p,) for p in PLUGINS), *ALL]
 METHODS = [(b, p) for b in BACKBONES for p in SUBSETS if legal((b, p))]

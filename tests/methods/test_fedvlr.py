@@ -17,7 +17,7 @@ from tests.helpers import executor, run, tiny_config, tiny_data, tiny_features
 DATA = tiny_data(clients=3, items=30, longest=12)
 FEATURES = tiny_features(30)
 FCF = {"name": "fcf", "dim": 4, "lr": 0.2, "item_lr_scale": 0.5}
-SGD = {"operator_optimizer": "sgd", "operator_lr": 0.3, "router_dim": 5, "gain": 0.7}
+SGD = {"operator_optimizer": "sgd", "operator_lr": 0.3, "router_dim": 5, "gain": 0.7, "residual": False}
 
 
 def config_of(backbone=FCF, train=None, plugins=None, **settings):

@@ -10,17 +10,29 @@ import torch
 from torch.nn.functional import linear, mse_loss, relu
 
 TABLE, PERSONAL, USER = "item_embedding", "personal_item_embedding", "user_embedding"
-TABLES = (TABLE, PERSONAL)
+TABLES, VIEW, OPERATOR = (TABLE, PERSONAL), "view/", "operator/"
+
+
+def is_table(name):
+    """Of items."""
+    return name in TABLES or name.startswith(VIEW)
 
 
 class Client(torch.nn.Module):
     """values: name -> where the parameter starts; s: the backbone's settings; target: A_u of GPFedRec."""
+
+    followed = TABLE
+    """Of which shared table's rows it is noted what weight decay alone makes of them."""
 
     def __init__(self, values, s, round_=0, target=None):
         super().__init__()
         for name, value in values.items():
             self.register_parameter(name, torch.nn.Parameter(torch.tensor(value)))
         self.s, self.round, self.target = s, round_, target
+
+    def rows(self, item):
+        """The shared item rows that the score is made of."""
+        return self.item_embedding[item]
 
     def terms(self, item):
         """Of the batch's loss, beside its fit."""
@@ -29,6 +41,9 @@ class Client(torch.nn.Module):
     def pull(self):
         """A term on whole tables; it is not in the loss that a round reports."""
         return 0.0
+
+    def before_step(self, optimizer):
+        """The gradients are there, nothing has moved."""
 
     def arrays(self):
         return {k: v.detach().numpy() for k, v in self.named_parameters()}
@@ -42,7 +57,7 @@ class FCF(Client):
     """y = sigmoid(w . E_i + b), with an item bias + E_i's last number."""
 
     def forward(self, item):
-        return self.head(self.item_embedding[item])
+        return self.head(self.rows(item))
 
     def head(self, rows):
         w = self.head_weight
@@ -66,12 +81,12 @@ class FedRAP(FCF):
     """y = sigmoid(w . (P_i + E_i) + b); fit - lambda MSE(P_B, E_B) + mu mean |E_B|."""
 
     def forward(self, item):
-        e, p = self.item_embedding[item], self.personal_item_embedding[item]
+        e, p = self.rows(item), self.personal_item_embedding[item]
         return self.head(torch.cat([e[:, : p.shape[1]] + p, e[:, p.shape[1] :]], dim=1))
 
     def terms(self, item):
         p = self.personal_item_embedding[item]
-        e = self.item_embedding[item][:, : p.shape[1]]
+        e = self.rows(item)[:, : p.shape[1]]
         ramp = math.tanh(self.round / 10) if self.s.schedule == "tanh" else 1.0
         size = e.abs().mean() if self.s.sparsity_norm == "l1" else (e**2).mean()
         return ramp * (self.s.sparsity * size - self.s.independence * mse_loss(p, e))
@@ -87,7 +102,7 @@ class FedNCF(Client):
     parts joins the last one."""
 
     def forward(self, item):
-        p, e = self.user_embedding, self.item_embedding[item]
+        p, e = self.user_embedding, self.rows(item)
         d = self.mlp_1_item_weight.shape[1]
         h = torch.cat([p[:d].expand(len(e), d), e[:, :d]], dim=1)
         first = torch.cat([self.mlp_1_user_weight, self.mlp_1_item_weight], dim=1)

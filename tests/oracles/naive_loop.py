@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from fedray.data.blocks import RoundSamples
 from fedray.federated.clients import samples_of
 from fedray.federated.cohort import members, threshold
-from tests.oracles.client_models import KINDS, TABLE, TABLES
+from tests.oracles.client_models import KINDS, OPERATOR, TABLE, TABLES, is_table
 from tests.oracles.servers import ServerOptimizer, graph_means, weighted_mean
 
 
@@ -23,8 +23,8 @@ def phases(kind, config, names, n_items, round_):
     s = config.backbone
     steps = [{k: kind.rate(k, s, n_items) * s.lr_decay**round_ for k in names}]
     if dual := config.plugins.get("dualper"):  # the score function, then the items at its new values
-        items = {k: lr * dual.item_lr_scale for k, lr in steps[0].items() if k in TABLES}
-        steps = [{k: lr for k, lr in steps[0].items() if k not in TABLES}, items]
+        items = {k: lr * dual.item_lr_scale for k, lr in steps[0].items() if is_table(k)}
+        steps = [{k: lr for k, lr in steps[0].items() if not is_table(k)}, items]
     if n := config.train.private_steps:
         own = [{k: lr for k, lr in p.items() if _private(kind, k)} for p in steps]
         rest = [{k: lr for k, lr in p.items() if not _private(kind, k)} for p in steps]
@@ -34,7 +34,7 @@ def phases(kind, config, names, n_items, round_):
 
 def _private(kind, name):
     """Private, and no item table: what `private_steps` and `private_weight_decay` are about."""
-    return not kind.shared(name) and name not in TABLES
+    return not kind.shared(name) and not is_table(name)
 
 
 def train_client(model, items, labels, order, steps, train, step_decay=1.0):
@@ -56,9 +56,11 @@ def train_client(model, items, labels, order, steps, train, step_decay=1.0):
                 model.zero_grad()
                 loss = fit(train.loss, model(items[now]), labels[now]) + model.terms(items[now])
                 (loss + model.pull()).backward()
+                model.before_step(optimizer)
                 optimizer.step()
-                tables = [g for g in optimizer.param_groups if g["params"][0] is getattr(model, TABLE)]
-                left *= math.prod(1 - g["lr"] * g["weight_decay"] for g in tables)
+                table = getattr(model, model.followed)
+                moving = [g for g in optimizer.param_groups if g["params"][0] is table and table.grad is not None]
+                left *= math.prod(1 - g["lr"] * g["weight_decay"] for g in moving)
                 total += loss.item() * len(now) if i == 0 else 0.0
             for schedule in slower:
                 schedule.step()
@@ -89,7 +91,8 @@ class Federation:
         self.host, self.config, self.kind = host, config, KINDS[config.backbone.name]
         own, tables = method.init_clients(config.seed, ids), method.init_private_rows(config.seed)
         self.client = [{**{k: v[c] for k, v in own.items()}, **tables} for c in range(len(ids))]
-        self.server, self.target, self.loss = method.init_server(config.seed), {}, []
+        self.server = {k: v for k, v in method.init_server(config.seed).items() if not k.startswith(OPERATOR)}
+        self.target, self.loss = {}, []
         self.optimizer, self.left = None, {}
         if s := config.plugins.get("fedopt"):
             dense = self.server.keys() - {TABLE}
@@ -123,15 +126,23 @@ class Federation:
         s = self.config.backbone
         by_samples = s.name == "fedavg" or getattr(s, "weighting", "") == "samples"
         weights = [float(n) if by_samples else 1.0 for n in n_samples]
-        uploads = {k: [self.client[c][k] for c in who] for k in self.server}
+        uploads = {k: [self.upload(c, k) for c in who] for k in self.server}
         if s.name == "gpfedrec":
             uploads[TABLE] = graph_means(uploads[TABLE], s)
             self.target = dict(zip(who, uploads[TABLE], strict=True))
-        mean = {k: weighted_mean(v, weights) for k, v in uploads.items()}
+        mean = self.with_views({k: weighted_mean(v, weights) for k, v in uploads.items()}, who, weights)
         summed = s.name != "gpfedrec"  # its tables come whole, the decay with the rest
         left = np.average([self.left[c] for c in who], weights=weights) if summed else 1.0
         shrunk = {**self.server, TABLE: self.server[TABLE] * np.float32(left)}
         self.server = self.optimizer.step(mean, shrunk) if self.optimizer else mean
+
+    def upload(self, c, name):
+        """A shared parameter as client c has it after the round."""
+        return self.client[c][name]
+
+    def with_views(self, mean, who, weights):
+        """The mean over clients, and what they send beside it."""
+        return mean
 
     def ranks_with(self, c):
         """Everything that client c scores items with: under dualper its own item tables, in GPFedRec all its own."""
@@ -144,9 +155,9 @@ class Federation:
         return model(torch.arange(self.host.data.n_items)).detach().numpy()
 
 
-def federation(host):
-    """A whole run."""
-    found = Federation(host)
+def federation(host, found=None):
+    """A whole run, of `found` if it is there."""
+    found = found or Federation(host)
     for round_ in range(host.config.train.rounds):
         found.round(round_)
     return found

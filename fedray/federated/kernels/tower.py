@@ -67,7 +67,7 @@ def tower_kernel(tower: Tower) -> Kernel:
     def train(plan: LocalPlan, start: LocalStart, samples: RoundSamples) -> LocalResult:
         given = {**start.dense, **start.private}
         theta = flat_parameters([given[k] for k in tower.names()])
-        rate, decay = _each(plan, start, tower)
+        rate, decay = each_rate(plan, start, tower.names())
         row_rate = plan.rates((tower.table,))[:, 0]
         rows = np.empty((len(start.index[tower.table]), tower.d + tower.g), np.float32)
         pull = plan.pull.get(tower.table, 0.0)
@@ -133,12 +133,13 @@ def shaped_parameters(
     return {k: p.reshape(like[k].shape).copy() for k, p in zip(names, parts, strict=True)}
 
 
-def _each(plan: LocalPlan, start: LocalStart, tower: Tower) -> tuple[np.ndarray, np.ndarray]:
-    """Learning rate per phase and number of theta [phases, P] (0 where the phase leaves it alone), and decay [P]."""
+def each_rate(plan: LocalPlan, start: LocalStart, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Of the parameters `names`, flat: learning rate per phase and number [phases, P] (0 where the phase leaves it
+    alone), and decay [P]."""
     given = {**start.dense, **start.private}
-    sizes = [given[k][0].size for k in tower.names()]
-    rates = np.maximum(plan.rates(tower.names()), 0.0)
-    decays = [plan.private_decay if k in start.private else plan.decay for k in tower.names()]
+    sizes = [given[k][0].size for k in names]
+    rates = np.maximum(plan.rates(names), 0.0)
+    decays = [plan.private_decay if k in start.private else plan.decay for k in names]
     return np.repeat(rates, sizes, axis=1), np.repeat(np.array(decays, np.float32), sizes)
 
 
@@ -231,13 +232,13 @@ def train_tower(
                             zd[k, j] = row[j]
                         for j in range(g):
                             zg[k, j] = row[d + j]
-                    _forward(zd[:m], zg[:m], theta, o, d, widths, acts, x)
+                    forward(zd[:m], zg[:m], theta, o, d, widths, acts, x)
                     total += errors_of(kind, x, y, u, power, m, p == 0)
-                    dz = _backward(zd[:m], zg[:m], theta, o, d, widths, acts, grads, x, theta_grad, moving[p])
+                    dz = backward(zd[:m], zg[:m], theta, o, d, widths, acts, grads, x, theta_grad, moving[p])
                     if row_rates[p] >= 0:
                         rate = row_rates[p] * speed
                         if row_decay + pull > 0:
-                            _shrink(z, target[row_ptr[c] : row_ptr[c + 1]], rate, row_decay, pull)
+                            shrink(z, target[row_ptr[c] : row_ptr[c + 1]], rate, row_decay, pull)
                         _step_rows(z, at, dz, zg, rate, m, d)
                     if moving[p]:
                         for j in range(len(theta)):
@@ -249,7 +250,7 @@ def train_tower(
 
 
 @numba.njit(cache=True, fastmath=FAST)
-def _forward(
+def forward(
     zd: np.ndarray,
     zg: np.ndarray,
     theta: np.ndarray,
@@ -276,7 +277,7 @@ def _forward(
 
 
 @numba.njit(cache=True, fastmath=FAST)
-def _backward(
+def backward(
     zd: np.ndarray,
     zg: np.ndarray,
     theta: np.ndarray,
@@ -334,7 +335,7 @@ def _backward(
 
 
 @numba.njit(cache=True, fastmath=FAST)
-def _shrink(z: np.ndarray, target: np.ndarray, rate: np.float32, decay: np.float32, pull: np.float32) -> None:
+def shrink(z: np.ndarray, target: np.ndarray, rate: np.float32, decay: np.float32, pull: np.float32) -> None:
     """z = (1 - rate (decay + pull)) z + rate pull target."""
     keep, toward = _ONE - rate * (decay + pull), rate * pull
     for i in range(z.shape[0]):

@@ -18,6 +18,7 @@ from fedray import seeding
 from fedray.config import BackboneConfig
 from fedray.federated.aggregate import weighted_mean
 from fedray.federated.kernels.linear import linear_kernel
+from fedray.federated.kernels.routed_linear import routed_linear_kernel
 from fedray.federated.local import Phase
 from fedray.federated.method import Batch, Method
 from fedray.methods.context import Context
@@ -69,6 +70,7 @@ def linear_method(config: LinearConfig, context: Context, item_lr: float) -> Met
         server_step=weighted_mean,
         score=score,
         kernel=linear_kernel(TABLE, WEIGHT, BIAS),
+        routed=lambda routing: routed_linear_kernel(routing, WEIGHT, BIAS),
     )
 
 

@@ -23,6 +23,7 @@ from pydantic import Field
 from fedray import seeding
 from fedray.config import BackboneConfig
 from fedray.federated.aggregate import weighted_mean
+from fedray.federated.kernels.routed_tower import routed_tower_kernel
 from fedray.federated.kernels.tower import Tower, layer_names, layer_shapes, tower_kernel
 from fedray.federated.local import Phase
 from fedray.federated.method import Batch, Method
@@ -104,6 +105,7 @@ def tower_method(config: TowerConfig, context: Context, tower: Tower, shared: tu
         score=lambda params: model.logits(params[TABLE], params[USER], params, tower.layers),
         item_input="added",
         kernel=tower_kernel(tower),
+        routed=lambda routing: routed_tower_kernel(tower, routing),
     )
 
 

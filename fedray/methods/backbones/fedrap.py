@@ -24,6 +24,7 @@ from pydantic import Field
 from fedray import seeding
 from fedray.federated.aggregate import weighted_mean
 from fedray.federated.kernels.additive import additive_kernel
+from fedray.federated.kernels.routed_additive import routed_additive_kernel
 from fedray.federated.local import Phase
 from fedray.federated.method import Batch, Method
 from fedray.methods.backbones.fcf import BIAS, TABLE, WEIGHT, LinearConfig, common_head, decayed, item_table
@@ -33,6 +34,7 @@ from fedray.models.losses import LOSSES
 from fedray.types import Arrays, Params
 
 PERSONAL, INDEPENDENCE, SPARSITY = "personal_item_embedding", "independence", "sparsity"
+TERMS = (INDEPENDENCE, SPARSITY)
 
 
 class Config(LinearConfig):
@@ -95,7 +97,8 @@ def make(config: Config, context: Context) -> Method:
         init_private_rows=init_private_rows,
         coefficients=coefficients,
         step_decay=config.step_decay,
-        kernel=additive_kernel(TABLE, PERSONAL, WEIGHT, BIAS, (INDEPENDENCE, SPARSITY), squared),
+        kernel=additive_kernel(TABLE, PERSONAL, WEIGHT, BIAS, TERMS, squared),
+        routed=lambda routing: routed_additive_kernel(routing, PERSONAL, WEIGHT, BIAS, TERMS, squared),
     )
 
 

@@ -19,13 +19,20 @@ PREFIX = "view/"
 class Views:
     """The views of a catalogue: names in `views`, made of the ID row and the features in `sources`.
 
-    The parameters of projections and operators are `operator/<part>/<name>` among the server's.
+    The parameters of projections and operators are `operator/<part>/<name>` among the server's. residual: views with
+    layers of their own are added to the ID row, and their last layer starts at `gain` times its start, too.
     """
 
     def __init__(
-        self, views: Sequence[str], sources: Sequence[str], features: ItemFeatures | None, width: int, gain: float
+        self,
+        views: Sequence[str],
+        sources: Sequence[str],
+        features: ItemFeatures | None,
+        width: int,
+        gain: float,
+        residual: bool = False,
     ) -> None:
-        self.names, self.width, self._gain = tuple(views), width, gain
+        self.names, self.width, self._gain, self._residual = tuple(views), width, gain, residual
         self._features = _present(features, sources)
         self.sources = tuple(sources) or tuple(sorted(self._features.tables))
         self._modules = {v: _fusion(v) for v in views}
@@ -44,7 +51,8 @@ class Views:
             out |= {f"operator/{m}/{k}": v * np.float32(self._gain) for k, v in found.items()}
         for v, module in self._modules.items():
             made = module.init(rng, ("id", *self.sources), self.width)
-            out |= {f"operator/{v}/{k}": a for k, a in made.items()}
+            quiet = np.float32(self._gain if self._residual else 1.0)
+            out |= {f"operator/{v}/{k}": a * quiet if k == "output_weight" else a for k, a in made.items()}
         return out
 
     def make(self, params: Mapping[str, np.ndarray], ids: np.ndarray) -> Arrays:
@@ -69,9 +77,12 @@ class Views:
         for m, (content, mask) in self._content.items():
             projected = content @ params[f"operator/{m}/projection_weight"].T + params[f"operator/{m}/projection_bias"]
             x[m], there[m] = projected * mask[:, None], mask
-        return {
-            PREFIX + v: module.fuse(_under(params, f"operator/{v}/"), x, there) for v, module in self._modules.items()
-        }
+        found = {}
+        for v, module in self._modules.items():
+            own = _under(params, f"operator/{v}/")
+            fused = module.fuse(own, x, there)
+            found[PREFIX + v] = fused + ids if self._residual and own else fused
+        return found
 
     @cached_property
     def _content(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -24,7 +24,10 @@ class Config(Closed):
 
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
-    """`inner` with dual personalisation."""
+    """`inner` with dual personalisation; of what makes item rows, the backbone inside."""
+    if inner.within is not None:
+        made = inner.within(lambda backbone: wrap(backbone, config, context))
+        return made._replace(name=f"dualper({inner.name})", noise=inner.noise)
     tables = inner.row_tables
     if inner.collects:
         raise UnsupportedError(
@@ -41,4 +44,4 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
     def phases(round_: int) -> tuple[Phase, ...]:
         return tuple(part for phase in inner.phases(round_) for part in split(phase))
 
-    return inner._replace(name=f"dualper({inner.name})", phases=phases, tuned=inner.shared_rows, fixed=())
+    return inner._replace(name=f"dualper({inner.name})", phases=phases, tuned=inner.shared_rows)

@@ -19,6 +19,8 @@ Departures. D is as wide as the backbone's rows, without a map of its own (the a
 and no layer norms: the norms' gains start near 0 in the authors' code and take the signal with them. On FedRAP the
 authors fuse P_i as well, which would put operators on the client. The operators learn at `operator_lr`, by SGD as in
 the paper or by Adam as in its code; what the clients' learning rate of items puts into D's step is taken out for them.
+By default views are residual and start quiet: F_j = D + g_j, so that a run starts as its backbone does, and content has
+to earn its place (with the authors' start, `residual: false` and `gain: 1`, it drowns the ID rows on ML-100K).
 """
 
 from collections.abc import Callable
@@ -33,11 +35,10 @@ from fedray import fixed_point, seeding
 from fedray.config import Closed
 from fedray.errors import UnsupportedError
 from fedray.federated.aggregate import Aggregate, RowSum, mean_deltas
-from fedray.federated.kernels.routed_linear import routed_linear_kernel
 from fedray.federated.kernels.router import KINDS
 from fedray.federated.local import Phase
-from fedray.federated.method import Batch, Kernel, Method, Uploads
-from fedray.methods.backbones.fcf import BIAS, TABLE, WEIGHT
+from fedray.federated.method import Batch, Kernel, Method, Routing, Uploads
+from fedray.methods.backbones.fcf import TABLE, WEIGHT
 from fedray.methods.context import Context
 from fedray.methods.plugins import fedopt
 from fedray.methods.plugins._views import Views
@@ -60,15 +61,16 @@ class Config(Closed):
     softmax: Softmax = "single"
     router_dim: int = Field(64, ge=1, le=4096, description="width of the router's hidden layer")
     router_lr_scale: float = Field(1.0, ge=0, description="times the learning rate of the client's score function")
-    operator_optimizer: Literal["sgd", "adam"] = "adam"
-    operator_lr: float = Field(0.001, ge=0, description="of projections and operators, on the server")
-    gain: float = Field(0.1, ge=0, description="times the projections' start: how loud content is at first")
+    operator_optimizer: Literal["sgd", "adam"] = "sgd"
+    operator_lr: float = Field(1.0, ge=0, description="of projections and operators, on the server")
+    gain: float = Field(0.01, ge=0, description="times the projections' start: how loud content is at first")
+    residual: bool = Field(True, description="views with layers of their own are added to the ID row, and start quiet")
 
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
     """`inner` on fused item rows."""
     width = _width(inner, context)
-    views = Views(config.views, config.features, context.features, width, config.gain)
+    views = Views(config.views, config.features, context.features, width, config.gain, config.residual)
     added = inner.item_input == "added"
     kept = tuple(k for k in inner.shared_rows if k != TABLE or added)
     routed = PARAMETERS if len(config.views) > 1 else ()
@@ -90,6 +92,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         personalise=_personalise(inner),
         score=_fused_score(inner, config, views.tables, added),
         broadcast=broadcast,
+        within=lambda plugin: wrap(plugin(inner), config, context),
         tuned=tables if inner.tuned else (),
         fixed=() if inner.tuned else views.tables,
         kernel=_kernel(inner, config, views.tables),
@@ -97,11 +100,11 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
 
 
 def _kernel(inner: Method, config: Config, views: tuple[str, ...]) -> Kernel | None:
-    """For linear heads; the other backbones train by the vmapped loss."""
-    if set(inner.private) != {WEIGHT, BIAS} or inner.private_rows:
+    """The backbone's own, on mixtures."""
+    if inner.routed is None:
         return None
     names = PARAMETERS if len(views) > 1 else ()
-    return routed_linear_kernel(views, WEIGHT, BIAS, names, config.router_dim, KINDS[config.weights, config.softmax])
+    return inner.routed(Routing(views, names, config.router_dim, KINDS[config.weights, config.softmax]))
 
 
 def _width(inner: Method, context: Context) -> int:
@@ -173,7 +176,7 @@ def _server_step(inner: Method, config: Config, views: Views) -> Callable[[Serve
         moved, towards = views.back(state.params, state.params[TABLE], steps)
         new = inner.server_step(state, _with_table(total, views, moved))
         rate = max((p.get(TABLE, 0.0) for p in inner.phases(state.round)), default=0.0)
-        new = _operators_moved(config, new, towards, rate)
+        new = operators_moved(config, new, towards, rate)
         return replace(new, extra={**new.extra, MOVED: moved}) if inner.collects else new
 
     return server_step
@@ -197,7 +200,7 @@ def _with_table(total: Aggregate, views: Views, moved: np.ndarray) -> Aggregate:
     return Aggregate({**rows, TABLE: RowSum(len(grid), None, summed)}, total.dense, scalars, total.peak)
 
 
-def _operators_moved(config: Config, state: ServerState, towards: Arrays, rate: float) -> ServerState:
+def operators_moved(config: Config, state: ServerState, towards: Arrays, rate: float) -> ServerState:
     """`towards` are steps at the clients' rate of items, which is taken out again."""
     if rate <= 0 or config.operator_lr <= 0:
         return state

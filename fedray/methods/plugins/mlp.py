@@ -12,8 +12,9 @@ class Config(Closed):
     """Settings of the plug-in; see `fedvlr`."""
 
     features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
-    operator_lr: float = Field(0.001, ge=0, description="of projections and perceptron, on the server")
-    gain: float = Field(0.1, ge=0, description="times the projections' start")
+    operator_lr: float = Field(1.0, ge=0, description="of projections and perceptron, on the server")
+    residual: bool = Field(True, description="added to the ID row, and quiet at the start")
+    gain: float = Field(0.01, ge=0, description="times the projections' start")
 
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
