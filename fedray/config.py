@@ -151,7 +151,14 @@ class DataConfig(Closed):
     )
     min_user_interactions: int = Field(0, ge=0, description="iterative k-core: least per user; 0 = off")
     min_item_interactions: int = Field(0, ge=0, description="iterative k-core: least per item; 0 = off")
-    seed: int = Field(0, ge=0, lt=1 << 63, description="of random splits, item id permutation and sampled candidates")
+    last: int = Field(0, ge=0, description="keep so many latest training items of each user; 0 = all")
+    shuffle_features: bool = Field(False, description="hand each item another one's features: what content is worth")
+    cold_items: float = Field(
+        0.0, ge=0, lt=1, description="share of the items held out of training: test targets only; see data.splits"
+    )
+    seed: int = Field(
+        0, ge=0, lt=1 << 63, description="of random splits, item id permutation, sampled candidates and cold items"
+    )
 
 
 class BackboneConfig(Closed):

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from fedray.errors import DataError, UnsupportedError
+from fedray.evaluation import slices
 from fedray.evaluation.table import end_table
 from fedray.federated import clients
 from fedray.federated.executor import SerialExecutor
@@ -14,7 +15,7 @@ from fedray.models_io import load_model
 from fedray.progress import say
 from fedray.types import Broadcast, Split
 
-ALLOWED = ("data.path", "evaluation.k", "evaluation.controls")
+ALLOWED = ("data.path", "evaluation.k", "evaluation.controls", "evaluation.slices")
 
 
 def evaluate_model(folder: Path, sets: list[str], split: Split, console: Console) -> dict[str, Any]:
@@ -37,8 +38,12 @@ def evaluate_model(folder: Path, sets: list[str], split: Split, console: Console
         )
     host = clients.load(clients.make_host(config, job.method, job.data), files)
     executor = SerialExecutor([host])
-    sums, _ = executor.evaluate(Broadcast(manifest["round"], params), (split,), "best")
-    found = sums[split].means()
+    broadcast = Broadcast(manifest["round"], params)
+    if split == "test":
+        sums, users = executor.per_client(broadcast)
+        found = {**sums.means(), **slices.of_run(users, job.data, config.evaluation.slices)}
+    else:
+        found = executor.evaluate(broadcast, (split,), "best")[0][split].means()
     control = {name: splits[split] for name, splits in measured_controls(job).items()}
     say(console, f"protocol {job.rules.name}: {job.rules.note}")
     console.print(end_table(found, control))

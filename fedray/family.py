@@ -10,6 +10,7 @@ from rich.console import Console
 from fedray.config import RunConfig
 from fedray.data.dataset import describe
 from fedray.errors import Terminated
+from fedray.evaluation.table import number
 from fedray.evaluation.users import Users
 from fedray.federated.method import Method
 from fedray.job import Prepared, Result, placed, prepare, shown, train
@@ -106,7 +107,7 @@ def family_table(summary: Mapping[str, Any], ks: Sequence[int]) -> str:
     control = summary["control"]
     head = ["test", "mean", "std", *control]
     rows = [
-        [f"{summary['test'][k]:.4f}", f"{summary['std'][k]:.4f}", *(f"{control[c][k]:.4f}" for c in control)]
+        [number(summary["test"][k]), number(summary["std"][k]), *(number(control[c].get(k)) for c in control)]
         for k in wanted(summary["test"], ks)
     ]
     lines = [f"| {k} | {' | '.join(r)} |" for k, r in zip(wanted(summary["test"], ks), rows, strict=True)]

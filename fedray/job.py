@@ -17,11 +17,12 @@ from rich.console import Console
 
 from fedray.config import RunConfig
 from fedray.data.dataset import client_data, describe, load
+from fedray.data.features import shuffled
 from fedray.data.negatives import shortlists
 from fedray.data.protocols import Protocol, rules_of
 from fedray.embeddings.report import FeatureReport
 from fedray.errors import Terminated, UnsupportedError
-from fedray.evaluation import users
+from fedray.evaluation import slices, users
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
 from fedray.evaluation.table import end_markdown, end_table
 from fedray.federated import rounds
@@ -102,6 +103,8 @@ def prepare(config: RunConfig, console: Console | None = None, open_pools: Pools
         )
     with EncodeProgress(console) as progress:
         dataset, reports = with_features(config, load(config.data, rules), progress.show, open_pools)
+    if config.data.shuffle_features and dataset.features:
+        dataset = replace(dataset, features=shuffled(dataset.features, config.data.seed))
     if console is not None:
         for report in reports:
             say(console, report.line())
@@ -235,7 +238,8 @@ def measured_controls(job: Prepared) -> Controls:
         return {}
     shortlist = shortlists(job.config.data.seed, job.data, job.rules)
     cache = CACHE if os.access(Path.cwd(), os.W_OK) else None
-    return controls(job.dataset, job.data, job.rules, job.config.evaluation.k, shortlist, cache)
+    asked = job.config.evaluation
+    return controls(job.dataset, job.data, job.rules, asked.k, shortlist, cache, asked.slices)
 
 
 @dataclass(frozen=True)
@@ -299,6 +303,8 @@ def conclude(
     seconds: float,
 ) -> Result:
     """Metrics beside their controls, and what does not look right."""
+    sliced = slices.of_run(outcome.users, job.data, job.config.evaluation.slices)
+    outcome = replace(outcome, test={**outcome.test, **sliced})
     tests = {name: found["test"] for name, found in control.items()}
     if outcome.local_only:
         tests["local_only"] = dict(outcome.local_only["test"])

@@ -17,6 +17,7 @@ class Closed(BaseModel):
 
 Ranking = Literal["full", "full_minus_train", "full_minus_all", "sampled99"]
 Ties = Literal["pessimistic", "index", "random"]
+Slice = Literal["cold_items", "cold_users", "tail"]
 _Metric = Annotated[str, Field(pattern=r"^([a-z0-9_]+_)?(hr|recall|ndcg|mrr)_at_[1-9][0-9]*$")]
 
 
@@ -46,9 +47,13 @@ class EvaluationOptions(Closed):
     @field_validator("rankings", "select_on")
     @classmethod
     def _each_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise OutOfRangeError(f"evaluation.options has {', '.join(value)}", "each name once")
-        return value
+        return value if value is None else _once(value, "evaluation.options")
+
+
+def _once(value: tuple[str, ...], where: str) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise OutOfRangeError(f"{where} has {', '.join(value)}", "each name once")
+    return value
 
 
 class EvaluationConfig(Closed):
@@ -65,6 +70,19 @@ class EvaluationConfig(Closed):
         True, description="random, popularity, constant, each feature's content and central EASE beside"
     )
     local_only: bool = Field(False, description="also train with federation off: the leak detector")
+    slices: tuple[Slice, ...] = Field(
+        (), description="test metrics over parts of the clients too: cold_items, cold_users, tail"
+    )
+
+    @field_validator("slices", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("slices")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _once(value, "evaluation.slices")
 
 
 class EncoderConfig(Closed):

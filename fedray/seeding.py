@@ -20,6 +20,7 @@ STREAMS = (
     "candidates",
     "split",
     "item_ids",
+    "cold_items",
     "random_control",
     "ties",
     "synthetic",

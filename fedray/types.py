@@ -55,6 +55,10 @@ def flat_index(ptr: Int[np.ndarray, " n"], rows: Int[np.ndarray, " k"]) -> Int[n
     return starts + np.arange(int(lengths.sum()), dtype=np.int64)
 
 
+def _no_items() -> Int[np.ndarray, " 0"]:
+    return np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True)
 class Interactions:
     """The whole table with dense ids, validated; one row per (user, item) pair, in file order.
@@ -94,7 +98,9 @@ class ItemFeatures:
 class ClientData:
     """The private part of C clients, columnar: `train.row(c)` are client c's training items, ascending.
 
-    A `ClientActor` holds one of these and nothing of anybody else. `client[c]` is the dense user id.
+    A `ClientActor` holds one of these and nothing of anybody else. `client[c]` is the dense user id. `cold` are items
+    of the catalogue, the same for everybody, that are not there yet while training goes on: nobody's training or
+    validation item, and never a negative.
     """
 
     client: Int[np.ndarray, " clients"]
@@ -102,6 +108,7 @@ class ClientData:
     valid: Ragged
     test: Ragged
     n_items: int
+    cold: Int[np.ndarray, " cold"] = field(default_factory=_no_items)
 
     def take(self, rows: Int[np.ndarray, " k"]) -> "ClientData":
         """The clients at positions `rows`."""
@@ -111,6 +118,7 @@ class ClientData:
             self.valid.take(rows),
             self.test.take(rows),
             self.n_items,
+            self.cold.copy(),
         )
 
     def __len__(self) -> int:
@@ -123,7 +131,7 @@ class Dataset:
 
     `label[n]` is TRAIN, VALID or TEST per interaction. `items` is indexed by dense item id (title,
     description, ... where the source has them). `counts` says what cleaning did: duplicates dropped, users
-    dropped, items without features and so on.
+    dropped, items without features and so on. `cold` are the items held out of training (`data.cold_items`), ascending.
     """
 
     name: str
@@ -133,6 +141,7 @@ class Dataset:
     features: ItemFeatures | None
     counts: Mapping[str, int]
     fingerprint: str
+    cold: Int[np.ndarray, " cold"] = field(default_factory=_no_items)
 
 
 @dataclass(frozen=True)

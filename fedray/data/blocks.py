@@ -70,14 +70,22 @@ def draw_samples(
     epochs: int,
     pairs: bool = False,
     lowest: bool = False,
+    cold: Int[np.ndarray, " cold"] | None = None,
 ) -> RoundSamples:
     """Positives, fresh negatives and epoch orders of the given clients (`train` and `spare` row for row).
 
     Each positive comes with `negatives` distinct items outside `spare`; a client that knows every item gets none.
     pairs: as pairs of a positive and each of its negatives. lowest: as many of the lowest ids outside `spare`
-    instead, at most all of them, the same every round.
+    instead, at most all of them, the same every round. cold: ascending ids that nobody draws: they are not there yet.
     Raises nothing: sizes were checked when the data were made.
     """
+    if cold is not None and len(cold):
+        there = np.delete(np.arange(n_items, dtype=np.int32), cold)
+        place = np.full(n_items, -1, np.int64)
+        place[there] = np.arange(len(there))
+        lists = _placed(train, place), _placed(spare, place)
+        found = draw_samples(seed, round_, client, *lists, len(there), negatives, epochs, pairs, lowest)
+        return found._replace(rows=there[found.rows])
     pool = n_items - spare.lengths()
     n_neg = np.where(pool > 0, train.lengths() * negatives, 0)
     n_neg = np.minimum(n_neg, pool) if lowest else n_neg
@@ -92,6 +100,12 @@ def draw_samples(
     label = _alternating(len(items)) if pairs else _labels(train.ptr, sample_ptr)
     order = _pair_orders(order_keys, sample_ptr, epochs) if pairs else _orders(order_keys, sample_ptr, epochs)
     return RoundSamples(client, row_ptr, rows, sample_ptr, item, label, order)
+
+
+def _placed(lists: Ragged, place: Int[np.ndarray, " items"]) -> Ragged:
+    """Each item's place in place of its id, those without one (-1) left out."""
+    found = place[lists.values]
+    return Ragged(np.append(0, np.cumsum(found >= 0))[lists.ptr], found[found >= 0])
 
 
 @numba.njit(cache=True)

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from fedray import seeding
 from fedray.config import DataConfig, part_module
 from fedray.data import splits
+from fedray.data.cold import labelled
 from fedray.data.features import align, filled
 from fedray.data.interactions import as_ids, clean
 from fedray.data.protocols import Protocol
@@ -28,14 +29,20 @@ def load(config: DataConfig, protocol: Protocol) -> Dataset:
     """Read, clean, number, split. Raises what the source, `clean` and `align` raise."""
     raw: RawData = part_module("data.sources", config.source).load(config)
     frame, counts = clean(raw, config)
-    user, user_ids = _dense(frame["user"])
     item, item_ids = _dense(frame["item"])
-    time, given = frame["time"].to_numpy(), _given(frame)
-    label = given if given is not None and config.split == "given" else None
-    if label is None:
-        label = splits.leave_one_out(user, item, time, config.seed)
+    cold = splits.choose_cold(len(item_ids), config.cold_items, config.seed)
+    label, cold_counts = labelled(frame, item, cold, config, raw.where)
+    if config.last:
+        user, time = _dense(frame["user"])[0], frame["time"].to_numpy()
+        label = splits.most_recent(label, user, item, time, config.last, config.seed)
     _check_parts(label, raw.where)
-    item, item_ids = _permuted(item, item_ids, config.seed) if protocol.permute_items else (item, item_ids)
+    kept = label != splits.DROPPED
+    frame, item, label = frame[kept], item[kept], label[kept]
+    user, user_ids = _dense(frame["user"])
+    time, given = frame["time"].to_numpy(), _given(frame)
+    if protocol.permute_items:
+        number, item_ids = _permuted(item_ids, config.seed)
+        item, cold = number[item], np.sort(number[cold])
     interactions = Interactions(user, item, time, given, user_ids, item_ids)
     items, listed_counts = _catalogue(raw, item_ids)
     features, missing = align(raw.features, item_ids, _listed(raw, item_ids))
@@ -45,8 +52,9 @@ def load(config: DataConfig, protocol: Protocol) -> Dataset:
         label=label,
         items=items,
         features=filled(features, config.missing, item_ids) if features else None,
-        counts={**counts, **listed_counts, **missing},
-        fingerprint=fingerprint(user, item, label, len(item_ids)),
+        counts={**counts, **cold_counts, **listed_counts, **missing},
+        fingerprint=fingerprint(user, item, label, len(item_ids), cold),
+        cold=cold,
     )
 
 
@@ -68,12 +76,12 @@ def _check_parts(label: Int[np.ndarray, " n"], where: str) -> None:
             raise BadSplitError(f"no interaction is for {name}", "some for each of train, valid, test", mend, where)
 
 
-def _permuted(item: Int[np.ndarray, " n"], item_ids: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Items renumbered at random, by the data's seed."""
+def _permuted(item_ids: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items renumbered at random, by the data's seed: each one's new number, and the ids in the new order."""
     order = seeding.generator(seeding.key(seed, "item_ids")).permutation(len(item_ids))
     new = np.empty_like(order)
     new[order] = np.arange(len(order))
-    return new[item], item_ids[order]
+    return new, item_ids[order]
 
 
 def _catalogue(raw: RawData, item_ids: np.ndarray) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -100,10 +108,10 @@ def _listed(raw: RawData, item_ids: np.ndarray) -> np.ndarray | None:
     return np.concatenate([listed, seen]) if listed.dtype.kind == "i" else None
 
 
-def fingerprint(user: np.ndarray, item: np.ndarray, label: np.ndarray, n_items: int) -> str:
-    """12 hex digits of the SHA-256 over the dense table, its labels and the size of the catalogue."""
+def fingerprint(user: np.ndarray, item: np.ndarray, label: np.ndarray, n_items: int, cold: np.ndarray) -> str:
+    """12 hex digits of the SHA-256 over the dense table, its labels, the size of the catalogue and its cold items."""
     digest = hashlib.sha256()
-    for column in (user, item, label, np.array([n_items])):
+    for column in (user, item, label, np.array([n_items]), cold):
         digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
     return digest.hexdigest()[:12]
 
@@ -115,7 +123,7 @@ def client_data(dataset: Dataset) -> ClientData:
         Ragged.of(table.user[dataset.label == part], table.item[dataset.label == part], table.n_users)
         for part in (TRAIN, VALID, TEST)
     )
-    return ClientData(np.arange(table.n_users, dtype=np.int64), train, valid, test, table.n_items)
+    return ClientData(np.arange(table.n_users, dtype=np.int64), train, valid, test, table.n_items, dataset.cold)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
 
+from fedray import seeding
 from fedray.data.sources import RawFeature
 from fedray.errors import FeatureShapeError, FeatureValueError
 from fedray.types import ItemFeatures
@@ -119,6 +120,14 @@ def _gaps_refused(gaps: Mapping[str, np.ndarray], item_ids: np.ndarray) -> Featu
     parts = [f"{len(i)} without {m} (ids {', '.join(i[:10])}{', ...' * (len(i) > 10)})" for m, i in ids.items()]
     mend = "data.missing: error refuses them; mask or mean goes on without."
     return FeatureValueError(f"items lack features: {'; '.join(parts)}", "every feature of every item", mend)
+
+
+def shuffled(features: ItemFeatures, seed: int) -> ItemFeatures:
+    """Every item with the features of another, drawn from the data's seed; an item's features stay together."""
+    n = len(next(iter(features.present.values())))
+    order = seeding.generator(seeding.key(seed, "item_ids", client=-1)).permutation(n)
+    tables, present = ({m: v[order] for m, v in part.items()} for part in (features.tables, features.present))
+    return joined(None, tables, present)
 
 
 def joined(

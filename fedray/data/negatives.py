@@ -3,6 +3,14 @@
 Everything a client draws comes from its own keys (seed, stream, round, client), so it does not matter who
 draws it, or beside whom. The j-th item that a client does *not* have is found by bisection in its ascending
 list of known items: no rejection against known items, no bitmap.
+
+Cold items (`data.cold_items`) are not there while training goes on, so no client draws one: `draw_samples` draws from
+the catalogue without them. Drawn, they would be pushed down by everybody and up by nobody, which tells a method that
+they are disliked. Not drawn, they are the only items that nobody pushes down, and beside items that were trained on
+this alone can lift them (as in protocols whose negatives spare the held-out items) or, under a loss that pulls what
+is known up, bury them. So what a method knows of cold items is read from their ranking among themselves
+(`among_cold/...`), where all are alike in that. Items that merely happen to have no training interaction are drawn
+like any other. Candidates of a sampled ranking are drawn from the whole catalogue.
 """
 
 import numba

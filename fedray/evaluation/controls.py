@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from types import MappingProxyType
 
 import numba
 import numpy as np
@@ -33,7 +34,9 @@ from scipy.sparse import csr_matrix
 from fedray.data.protocols import Protocol
 from fedray.errors import TrainingError
 from fedray.evaluation.content import Rows, Scorer, content_scorers
-from fedray.evaluation.metrics import MetricSums, evaluate_scores
+from fedray.evaluation.metrics import Masks, MetricSums, evaluate_scores
+from fedray.evaluation.slices import masks
+from fedray.sections import Slice
 from fedray.seeding import keys, unit
 from fedray.types import ClientData, Dataset, ItemFeatures, Ragged, Split
 
@@ -55,16 +58,19 @@ def controls(
     ks: Sequence[int],
     candidates: Mapping[str, Ragged],
     cache_dir: Path | None,
+    slices: Sequence[Slice] = (),
 ) -> Controls:
     """Control -> "valid" and "test" -> metric -> mean over clients, as `evaluate_scores` names them.
 
     data: every client of `dataset`. candidates: "valid" and "test" -> sampled items, rows as in `data`
-    (may be empty if no ranking of the protocol samples). cache_dir: None computes anew.
+    (may be empty if no ranking of the protocol samples). cache_dir: None computes anew. slices: parts of the test to
+    measure as well.
     """
-    file = cache_dir / f"controls-{_cache_key(dataset, data, protocol, ks, candidates)}.json" if cache_dir else None
+    key = _cache_key(dataset, data, protocol, ks, candidates, slices) if cache_dir else ""
+    file = cache_dir / f"controls-{key}.json" if cache_dir else None
     found = _read(file) if file else None
     if found is None:
-        found = _compute(data, dataset.features, protocol, ks, candidates)
+        found = _compute(data, dataset.features, protocol, ks, candidates, masks(data, slices))
         if file:
             _write(file, found)
     return found
@@ -96,9 +102,10 @@ def _compute(
     protocol: Protocol,
     ks: Sequence[int],
     candidates: Mapping[str, Ragged],
+    chosen: Masks,
 ) -> Controls:
     def measure(scorer: Scorer) -> Splits:
-        return _measure(scorer, data, protocol, ks, candidates)
+        return _measure(scorer, data, protocol, ks, candidates, chosen)
 
     popularity = np.bincount(data.train.values, minlength=data.n_items).astype(np.float32)
     draws = max(1, min(_DRAWS, _DRAWN // max(1, len(data) * data.n_items)))
@@ -119,6 +126,7 @@ def _measure(
     protocol: Protocol,
     ks: Sequence[int],
     candidates: Mapping[str, Ragged],
+    chosen: Masks = MappingProxyType({}),
 ) -> Splits:
     """Both splits in one pass over the scores, a chunk of clients at a time."""
     splits: tuple[Split, ...] = ("valid", "test")
@@ -127,7 +135,8 @@ def _measure(
         scores, part = scorer(rows), data.take(rows)
         for split in splits:
             sampled = candidates[split].take(rows) if split in candidates else None
-            sums[split] = sums[split].merge(evaluate_scores(scores, part, split, protocol, sampled, ks))
+            mine = {name: mask[rows] for name, mask in chosen.items()} if split == "test" else {}
+            sums[split] = sums[split].merge(evaluate_scores(scores, part, split, protocol, sampled, ks, mine))
     return sums
 
 
@@ -251,13 +260,15 @@ def _cache_key(
     protocol: Protocol,
     ks: Sequence[int],
     candidates: Mapping[str, Ragged],
+    slices: Sequence[Slice] = (),
 ) -> str:
     """16 hex digits. The rows themselves are hashed too: splits and item numbering depend on a seed."""
     content = dataset.features.fingerprint if dataset.features else ""
     head = [VERSION, dataset.fingerprint, content, astuple(protocol), list(ks), data.n_items, sorted(candidates)]
+    head += [list(slices)] if slices else []
     digest = hashlib.sha256(json.dumps(head).encode())
     lists = [data.train, data.valid, data.test, *(candidates[name] for name in sorted(candidates))]
-    for array in (data.client, *(part for ragged in lists for part in ragged)):
+    for array in (data.client, data.cold, *(part for ragged in lists for part in ragged)):
         digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
     return digest.hexdigest()[:16]
 

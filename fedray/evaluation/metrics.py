@@ -10,16 +10,20 @@ For a client with n targets at ranks r_1 < r_2 < ... (1-based), and a cut-off K:
 With one target recall equals hr and ndcg is 1 / log2(1 + r). The mean is over clients, each counting
 once whatever its n; a client without targets does not count. `score_std` is the mean over clients of the
 spread of their scores: near 0 means that the ranking is decided by ties.
+
+Where items are held out of training (`data.cold_items`) the test metrics come a second time as `among_cold/...`: the
+ranks of cold test items among the cold items alone, over the clients that have one.
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64, UInt64
 
 from fedray import seeding
 from fedray.data.protocols import Protocol
@@ -29,9 +33,12 @@ from fedray.sections import Ranking
 from fedray.types import ClientData, Ragged
 
 N_BINS = 1001
+AMONG_COLD = "among_cold/"
+SLICED = ("hr_at_", "ndcg_at_")
 MAX_SPREAD = 16384.0  # its square still fits the grid; more than this is a diverged model anyway
 
 ByName = dict[str, Float64[np.ndarray, " clients"]]
+Masks = Mapping[str, Bool[np.ndarray, " clients"]]
 ByClient = dict[str, tuple[Float64[np.ndarray, " clients"], Int64[np.ndarray, " clients"]]]
 
 
@@ -167,9 +174,21 @@ def evaluate_scores(
     protocol: Protocol,
     candidates: Ragged | None,
     ks: Sequence[int],
+    slices: Masks = MappingProxyType({}),
 ) -> MetricSums:
-    """`score_metrics`, summed over the clients."""
-    return summed(score_metrics(scores, data, split, protocol, candidates, ks))
+    """`score_metrics`, summed over the clients and over those in each slice (masks row for row)."""
+    found = score_metrics(scores, data, split, protocol, candidates, ks)
+    return summed(found).merge(sliced(found, slices))
+
+
+def sliced(found: ByClient, slices: Masks) -> MetricSums:
+    """Sums over the clients of each slice, under its name: hr and ndcg in the protocol's own ranking."""
+    total = MetricSums.zero()
+    for part, mask in slices.items():
+        for name, (values, weight) in found.items():
+            if name.startswith(SLICED):
+                total = total.merge(MetricSums.of({f"{part}/{name}": values}, weight * mask))
+    return total
 
 
 def score_metrics(
@@ -186,16 +205,31 @@ def score_metrics(
     if no ranking samples. Names carry `protocol.prefix(ranking)`; `Protocol` says what each ranking leaves
     out. Among 99 candidates a K above 99 would say nothing and is left out. A client without a finite score is
     left out of `score_std` (its targets still count, as last); a spread above 16384 counts as 16384.
+    Where there are cold items, `among_cold/...` is their own ranking, over the clients with a cold target.
     """
     targets = data.valid if split == "valid" else data.test
     spread = score_spread(scores)
     found: ByClient = {"score_std": (np.minimum(spread, MAX_SPREAD), np.isfinite(spread).astype(np.int64))}
     seen = _without_item0(scores) if protocol.mask_item0 else scores
+    if split == "test" and len(data.cold):
+        found |= _among_cold(seen, data, protocol, ks)
     for ranking in protocol.rankings:
         ranks = _ranks(ranking, seen, data, split, protocol, candidates)
         values, weight = client_metrics(ranks, targets.ptr, protocol.cutoffs(ranking, ks))
         found |= {protocol.prefix(ranking) + name: (x, weight) for name, x in values.items()}
     return found
+
+
+def _among_cold(scores: Scores, data: ClientData, protocol: Protocol, ks: Sequence[int]) -> ByClient:
+    """Cold targets ranked among the cold items; a K that holds them all would say nothing."""
+    place = np.full(data.n_items, -1, np.int64)
+    place[data.cold] = np.arange(len(data.cold))
+    found = place[data.test.values]
+    targets = Ragged(np.append(0, np.cumsum(found >= 0))[data.test.ptr], found[found >= 0])
+    nothing = Ragged(np.zeros(len(data) + 1, np.int64), np.zeros(0, np.int64))
+    ranks = full_ranks(scores[:, data.cold], targets, nothing, protocol.ties, _tie_keys(data, protocol))
+    values, weight = client_metrics(ranks, targets.ptr, [k for k in ks if k < len(data.cold)])
+    return {AMONG_COLD + name: (x, weight) for name, x in values.items()}
 
 
 def summed(found: ByClient) -> MetricSums:
@@ -213,8 +247,7 @@ def _ranks(
     candidates: Ragged | None,
 ) -> Int64[np.ndarray, " targets"]:
     targets, other = (data.valid, data.test) if split == "valid" else (data.test, data.valid)
-    # Seed 0 whatever the run's: runs and their controls, which are cached with the data, meet the same order.
-    keys = seeding.keys(0, "ties", 0, data.client) if protocol.ties == "random" else None
+    keys = _tie_keys(data, protocol)
     if ranking == "sampled99":
         if candidates is None:
             raise ValueError(f"ranking {ranking!r} needs the sampled candidates of split {split!r}")
@@ -222,6 +255,11 @@ def _ranks(
     knows_other = ranking == "full_minus_all" or (ranking == "full" and split == "test")
     masked = joined(data.train, other) if knows_other else data.train
     return full_ranks(scores, targets, masked, protocol.ties, keys)
+
+
+def _tie_keys(data: ClientData, protocol: Protocol) -> UInt64[np.ndarray, " clients"] | None:
+    # Seed 0 whatever the run's: runs and their controls, which are cached with the data, meet the same order.
+    return seeding.keys(0, "ties", 0, data.client) if protocol.ties == "random" else None
 
 
 def _without_item0(scores: Scores) -> Scores:

@@ -1,11 +1,13 @@
 """The table at the end of a run: its metrics beside their controls, for the terminal and for Markdown.
 
-Rows: the protocol's own ranking first, then the others (`sampled99_...`), by cut-off. Nothing is
-highlighted: the columns are not competitors (EASE is central, the rest are floors).
+Rows: the protocol's own ranking first, then the others (`sampled99_...`), by cut-off; then a block for each
+slice of the clients, its name and number of test items above it. Nothing is highlighted: the columns are
+not competitors (EASE is central, the rest are floors).
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from fedray.evaluation.content import PREFIX
+from fedray.evaluation.slices import TARGETS
 
 CONTENT = "content_<feature>"
 COLUMNS = {
@@ -32,7 +35,7 @@ NARROW = {
 }
 FEATURE_WIDTH = 12
 KINDS = ("hr", "ndcg")
-_METRIC = re.compile(r"(?P<prefix>.*?)(?P<kind>hr|recall|ndcg|mrr)_at_(?P<k>\d+)")
+_METRIC = re.compile(r"((?P<part>\w+)/)?(?P<prefix>\w*?)(?P<kind>hr|recall|ndcg|mrr)_at_(?P<k>\d+)")
 
 
 def end_table(
@@ -47,8 +50,8 @@ def end_table(
     ks: the cut-offs shown (None: all); kinds: of hr, recall, ndcg, mrr. A control that is not there has
     no column; a value that is not there is a dash. Four decimals.
     """
-    header, rows = _cells(test, controls, ks, kinds)
-    return EndTable(*(_table(header, rows, title, narrow) for narrow in (False, True)))
+    header, blocks = _cells(test, controls, ks, kinds)
+    return EndTable(*(_table(header, blocks, title, narrow) for narrow in (False, True)))
 
 
 class EndTable(NamedTuple):
@@ -62,14 +65,16 @@ class EndTable(NamedTuple):
         yield self.wide if needed <= options.max_width else self.narrow
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str, narrow: bool) -> Table:
+def _table(header: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]], title: str, narrow: bool) -> Table:
     padding = (0, 0, 0, 0 if narrow else 1)
     table = Table(title=title or None, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
     for i, name in enumerate(header):
         heading = _heading(name, narrow)
         table.add_column(heading, justify="right" if i else "left", vertical="bottom", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
+    for block in blocks:
+        table.add_section()
+        for row in block:
+            table.add_row(*row)
     return table
 
 
@@ -81,10 +86,10 @@ def end_markdown(
     title: str = "",
 ) -> str:
     """The same table as Markdown, a paragraph of its own for the title; ends with a newline."""
-    header, rows = _cells(test, controls, ks, kinds)
+    header, blocks = _cells(test, controls, ks, kinds)
     rule = ["---"] + ["---:"] * (len(header) - 1)
     head = f"{title}\n\n" if title else ""
-    return head + "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *chain(*blocks)])
 
 
 def split_of(controls: Mapping[str, Mapping[str, Mapping[str, float]]], split: str) -> dict[str, dict[str, float]]:
@@ -97,11 +102,22 @@ def _cells(
     controls: Mapping[str, Mapping[str, float]],
     ks: Collection[int] | None,
     kinds: Sequence[str],
-) -> tuple[list[str], list[list[str]]]:
+) -> tuple[list[str], list[list[list[str]]]]:
+    """The header, and rows in blocks: all clients, then each slice, below a row with its name."""
     columns = {"run": test, **controls}
     shown = _shown(columns)
-    rows = [[m, *(_number(columns[c].get(m)) for c in shown.values())] for m in _metrics(test, ks, kinds)]
-    return ["test", *shown], rows
+    blocks = []
+    for part, metrics in _metrics(test, ks, kinds).items():
+        above = [[_called(part, test), *[""] * len(shown)]] if part else []
+        rows = [[m.removeprefix(part), *(number(columns[c].get(m)) for c in shown.values())] for m in metrics]
+        blocks.append([*above, *rows])
+    return ["test", *shown], blocks
+
+
+def _called(part: str, test: Mapping[str, float]) -> str:
+    """`tail (412)`: the slice and its number of test items."""
+    n = test.get(f"{part}{TARGETS}")
+    return part.rstrip("/") + ("" if n is None else f" ({n:.0f})")
 
 
 def _shown(columns: Collection[str]) -> dict[str, str]:
@@ -124,14 +140,17 @@ def _heading(name: str, narrow: bool) -> str:
     return f"{first.strip()}\n{feature if len(feature) <= FEATURE_WIDTH else feature[: FEATURE_WIDTH - 1] + '…'}"
 
 
-def _metrics(test: Mapping[str, float], ks: Collection[int] | None, kinds: Sequence[str]) -> list[str]:
-    found = []
+def _metrics(test: Mapping[str, float], ks: Collection[int] | None, kinds: Sequence[str]) -> dict[str, list[str]]:
+    """The metrics to show, by slice (`tail/`; "": all clients)."""
+    found: dict[str, list[tuple[str, int, int, str]]] = {"": []}
     for name in test:
         m = _METRIC.fullmatch(name)
         if m and m["kind"] in kinds and (ks is None or int(m["k"]) in ks):
-            found.append((m["prefix"], int(m["k"]), kinds.index(m["kind"]), name))
-    return [name for *_, name in sorted(found)]
+            part = f"{m['part']}/" if m["part"] else ""
+            found.setdefault(part, []).append((m["prefix"], int(m["k"]), kinds.index(m["kind"]), name))
+    return {part: [name for *_, name in sorted(rows)] for part, rows in found.items()}
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four decimals, or a dash."""
     return "-" if value is None else f"{value:.4f}"

@@ -148,6 +148,7 @@ def samples_of(host: ClientHost, who: Int[np.ndarray, " k"], round_: int) -> Rou
         schedule.local_epochs,
         pairs=schedule.loss == "bpr",
         lowest=host.protocol.negatives == "fixed_lowest",
+        cold=data.cold,
     )
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from fedray.data.features import align
+from fedray.data.features import align, shuffled
 from fedray.data.sources import RawFeature
 from tests.data import make
+from tests.helpers import tiny_features
 
 TABLE = np.arange(8, dtype=np.float16).reshape(4, 2)
 
@@ -84,3 +85,16 @@ def test_items_dropped_by_the_core_may_have_rows(tmp_path):
     data = make.read(tmp_path, min_item_interactions=2)
     assert data.features.tables["image"].shape == (4, 1)
     assert data.counts["items_without_interactions"] == 2
+
+
+def test_shuffled_features_stay_together_and_belong_to_others():
+    given = tiny_features(40)
+    other = shuffled(given, 3)
+    places = [np.flatnonzero((given.tables["text"] == row).all(1))[0] for row in other.tables["text"] if row.any()]
+    assert len(set(places)) == len(places)
+    for m in given.tables:
+        assert sorted(map(tuple, other.tables[m].tolist())) == sorted(map(tuple, given.tables[m].tolist()))
+        np.testing.assert_array_equal(other.present[m], other.tables[m].any(1))
+    assert (other.tables["text"] != given.tables["text"]).any(1).mean() > 0.8
+    np.testing.assert_array_equal(shuffled(given, 3).tables["text"], other.tables["text"])
+    assert shuffled(given, 4).fingerprint != other.fingerprint != given.fingerprint

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedray.data import splits
 from fedray.data.splits import leave_one_out
 from fedray.types import MISSING_TIME, TEST, TRAIN, VALID
 from tests.data import make
@@ -84,3 +85,16 @@ def test_the_split_column_is_taken_as_it_stands(tmp_path):
     by_time = make.read(tmp_path)  # the column stands aside where leave-one-out is asked
     assert make.rows_of(by_time, TEST) == {"1": ["1"], "2": ["1"]}
     assert by_time.interactions.split.tolist() == [0, 2, 1, 0, 1, 2]
+
+
+def test_the_latest_training_rows_alone_are_kept():
+    """User 0 by time: 5, 3, 9, 1 | valid 7 | test 2; its two latest training items are 9 and 1. User 1 has one."""
+    user = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    item = np.array([5, 3, 9, 1, 7, 2, 4, 6, 8])
+    time = np.array([1, 2, 3, 4, 5, 6, 1, 2, 3])
+    label = splits.leave_one_out(user, item, time, 0)
+    kept = splits.most_recent(label, user, item, time, 2, 0)
+    assert item[(kept == TRAIN) & (user == 0)].tolist() == [9, 1]
+    assert item[kept == splits.DROPPED].tolist() == [5, 3]
+    np.testing.assert_array_equal(kept[kept != splits.DROPPED], label[kept != splits.DROPPED])
+    np.testing.assert_array_equal(splits.most_recent(label, user, item, time, 9, 0), label)

@@ -1,0 +1,199 @@
+"""Does content help? Each backbone against itself with `mlp` and with `fedvlr`, tuned on validation alone.
+
+    python -m tests.bench.content [data ...] [--only BACKBONE ...] [--write]
+
+A backbone's settings are those of its job, or, where it has none, the best of `2 x BUDGET` random ones (as many as the
+backbone's and the plug-in's searches have together). A plug-in starts from its backbone's settings and has BUDGET
+random ones of its own, screened as `tune` screens; the test set is not scored before all is chosen. Then 5 seeds of
+each, and `fedvlr` once more with the features shuffled between items: what is left of its gain is not due to content.
+Finished trials and runs are kept in .fedray and not made again; --write makes the README's tables from what is there.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fedray.compare import compare
+from fedray.config import make_config
+from fedray.errors import FedrayError
+from fedray.evaluation.comparison import Line, p_text
+from fedray.federated import rounds
+from fedray.federated.clients import make_host
+from fedray.federated.executor import SerialExecutor
+from fedray.job import Prepared, prepare
+from fedray.methods import build
+from tests.bench.results import KEPT as RESULTS
+from tests.bench.results import ROOT, rewrite
+from tests.bench.spaces import BACKBONES, BUDGET, EVERY, ROUNDS, SCREEN, SLOW, Row, space
+from tests.bench.tune import KEPT, laid
+
+TEXT = {"name": "transformers", "model": "minilm", "fields": ["title", "genres", "plot_long"]}
+DATA: dict[str, dict[str, Any]] = {
+    "ml100k": {"source": "folder", "name": "ml100k", "path": "ml-100k"},
+    "ml100k10": {"source": "folder", "name": "ml100k10", "path": "ml-100k", "last": 10},
+    "ku": {"source": "folder", "name": "ku", "path": "ku", "split": "given"},
+}
+ENCODERS = {"ml100k": {"text": TEXT}, "ml100k10": {"text": TEXT}}
+LIKE = {"ml100k10": "ml100k"}
+"""Rounds and screening as those of another set."""
+PLUGINS = ("mlp", "fedvlr")
+OWN: dict[str, dict[str, list[Any]]] = {
+    "mlp": {"operator_lr": [0.3, 1.0, 3.0, 10.0], "gain": [0.01, 0.1, 0.3], "residual": [True, False]},
+    "fedvlr": {
+        "operator_lr": [0.3, 1.0, 2.0, 4.0],
+        "gain": [0.0, 0.01, 0.1],
+        "views": [["sum"], ["id", "sum"], ["sum", "mlp", "gate"]],
+        "router_lr_scale": [0.1, 1.0],
+        "weights": ["client", "item"],
+    },
+}
+METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")
+QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false")
+
+
+def job_name(backbone: str, plugin: str, data: str) -> str:
+    """`fedvlr_fcf_ml100k_clean`; a backbone alone keeps the name it has."""
+    return "_".join(filter(None, (plugin, backbone, data, "clean")))
+
+
+def bare(backbone: str, data: str) -> dict[str, Any]:
+    """A backbone's job without settings."""
+    like, slow = LIKE.get(data, data), SLOW.get(backbone, 1)
+    return {
+        "data": DATA[data],
+        "backbone": {"name": backbone, "dim": 32},
+        "train": {"rounds": int(ROUNDS[like] * slow)},
+        "evaluation": {"protocol": "clean", "every": EVERY[like]},
+    }
+
+
+def value_of(raw: dict[str, Any], data: str, backbone: str, there: Prepared) -> float:
+    """Best validation NDCG@10 within the screening rounds; 0 where training breaks off."""
+    screen = int(SCREEN[LIKE.get(data, data)] * SLOW.get(backbone, 1))
+    more = {"train.rounds": screen, "evaluation.controls": False, "runtime": {"executor": "serial"}}
+    try:
+        config = make_config(laid(raw, more))
+        method = build(config, there.data.n_items, there.dataset.features)
+        executor, run = SerialExecutor([make_host(config, method, there.data)]), rounds.start(config, method)
+        while not rounds.finished(run):
+            run, _ = rounds.step(run, executor)
+    except FedrayError as error:
+        print(f"{type(error).__name__}: {error}"[:160], flush=True)
+        return 0.0
+    assert run.best is not None
+    return run.best.value
+
+
+def searched(name: str, raw: dict[str, Any], axes: dict[str, list[Any]], n: int, *where: Any) -> dict[str, Any]:
+    """`raw` with the best of n random settings of these axes."""
+    file, rng = KEPT / f"{name}.json", np.random.default_rng(zlib.crc32(name.encode()))
+    kept = json.loads(file.read_text()) if file.is_file() else []
+    draws = [{k: v[int(rng.integers(len(v)))] for k, v in axes.items()} for _ in range(n)]
+    for chosen in draws[len(kept) :]:
+        begun = time.perf_counter()
+        value = value_of(laid(raw, chosen), *where)
+        kept.append({"value": value, "chosen": chosen, "seconds": time.perf_counter() - begun})
+        file.write_text(json.dumps(kept, indent=1))
+    best = max(kept, key=lambda t: t["value"])
+    print(f"{name}: {best['value']:.4f} {best['chosen']}", flush=True)
+    return laid(raw, best["chosen"])
+
+
+def settled(backbone: str, plugin: str, data: str, there: Prepared) -> dict[str, Any]:
+    """The job of a row: read where there is one, else searched and written."""
+    file = ROOT / "jobs" / f"{job_name(backbone, plugin, data)}.yaml"
+    if file.is_file():
+        return yaml.safe_load(file.read_text())
+    if plugin:
+        raw = settled(backbone, "", data, there)
+        raw = {**raw, "plugins": {plugin: {}}, **({"encoders": ENCODERS[data]} if data in ENCODERS else {})}
+        raw["backbone"].pop("item_bias", None)
+        axes, n = {f"plugins.{plugin}.{k}": v for k, v in OWN[plugin].items()}, BUDGET
+    else:
+        raw, axes, n = bare(backbone, data), space(Row(backbone, "")), 2 * BUDGET
+    made = searched(file.stem, raw, axes, n, data, backbone, there)
+    head = f"# Settings chosen on validation NDCG@10 among {n} (python -m tests.bench.content {data}).\n"
+    body = yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=110)
+    file.write_text(head + body)
+    return made
+
+
+def run(name: str, job: str, *sets: str) -> None:
+    """5 seeds of a job, unless they are there."""
+    file = RESULTS / f"{name}.json"
+    if file.is_file():
+        return
+    settings = [part for s in (*QUIET, *sets) for part in ("--set", s)]
+    command = [sys.executable, "-m", "fedray.cli", "train", str(ROOT / "jobs" / f"{job}.yaml"), *settings]
+    subprocess.run([*command, "--seeds", "0..4", "--summary", str(file)], cwd=ROOT, check=True, capture_output=True)
+    print(name, flush=True)
+
+
+def table(data: str) -> str:
+    """Each backbone, and its plug-ins tested against it."""
+    head = ["row", "HR@10", "NDCG@10", "HR@50", "NDCG@50", "NDCG@10 against its backbone"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for backbone in BACKBONES:
+        names = [job_name(backbone, p, data) for p in ("", *PLUGINS)] + [shuffled(backbone, data)]
+        there = [n for n in names if (RESULTS / f"{n}.json").is_file()]
+        if len(there) < 2 or there[0] != names[0]:
+            continue
+        files = [str(RESULTS / f"{n}.json") for n in there]
+        found = compare(files, "", files[0], METRICS)
+        for i, name in enumerate(there):
+            cells = [_cell([line for line in found.lines if line.metric == m][i]) for m in METRICS]
+            tested = [line for line in found.lines if line.metric == "ndcg_at_10"][i]
+            lines.append(f"| `{name}` | {' | '.join(cells)} | {_test(tested)} |")
+    return "\n".join(lines)
+
+
+def shuffled(backbone: str, data: str) -> str:
+    """What the run with other items' features is kept under."""
+    return job_name(backbone, "fedvlr", data) + "_shuffled"
+
+
+def _cell(line: Line) -> str:
+    return f"{line.mean:.4f} ± {line.std:.4f}"
+
+
+def _test(line: Line) -> str:
+    if line.difference is None or line.holm is None:
+        return ""
+    return f"{line.difference.mean:+.4f}, p {p_text(line.holm[0])} / {p_text(line.holm[1])}"
+
+
+def write() -> None:
+    """The README's tables from what is there."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for data in DATA:
+        if f"<!-- content-{data} -->" in text:
+            text = rewrite(text, f"content-{data}", table(data))
+    readme.write_text(text)
+
+
+def main(args: list[str]) -> None:
+    """Search, run and write what is missing."""
+    only = args[args.index("--only") + 1 :] if "--only" in args else BACKBONES
+    names = [a for a in args[: args.index("--only") if "--only" in args else None] if a in DATA] or list(DATA)
+    for folder in (KEPT, RESULTS):
+        folder.mkdir(parents=True, exist_ok=True)
+    for data in names if "--write" not in args else ():
+        encoders = {"encoders": ENCODERS[data]} if data in ENCODERS else {}
+        there = prepare(make_config({**bare("fcf", data), **encoders, "runtime": {"executor": "serial"}}))
+        for backbone in [b for b in BACKBONES if b in only]:
+            for plugin in ("", *PLUGINS):
+                settled(backbone, plugin, data, there)
+                run(job_name(backbone, plugin, data), job_name(backbone, plugin, data))
+            run(shuffled(backbone, data), job_name(backbone, "fedvlr", data), "data.shuffle_features=true")
+    write()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
