@@ -22,13 +22,12 @@ import yaml
 from fedray.compare import compare
 from fedray.config import make_config
 from fedray.errors import FedrayError
-from fedray.evaluation.comparison import Line, p_text
 from fedray.federated import rounds
 from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
 from fedray.job import Prepared, prepare
 from fedray.methods import build
-from tests.bench.quality import DIVERGED
+from tests.bench.quality import DIVERGED, cell, tested_text
 from tests.bench.results import KEPT as RESULTS
 from tests.bench.results import ROOT, rewrite
 from tests.bench.spaces import BACKBONES, BUDGET, EVERY, ROUNDS, SCREEN, SLOW, Row, space
@@ -167,25 +166,15 @@ def table(data: str) -> str:
         files = [str(RESULTS / f"{n}.json") for n in there]
         found = compare(files, "", files[0], METRICS)
         for i, name in enumerate(there):
-            cells = [_cell([line for line in found.lines if line.metric == m][i]) for m in METRICS]
+            cells = [cell([line for line in found.lines if line.metric == m][i]) for m in METRICS]
             tested = [line for line in found.lines if line.metric == "ndcg_at_10"][i]
-            lines.append(f"| `{name}` | {' | '.join(cells)} | {_test(tested)} |")
+            lines.append(f"| `{name}` | {' | '.join(cells)} | {tested_text(tested)} |")
     return "\n".join(lines)
 
 
 def shuffled(backbone: str, data: str) -> str:
     """What the run with other items' features is kept under."""
     return job_name(backbone, "fedvlr", data) + "_shuffled"
-
-
-def _cell(line: Line) -> str:
-    return f"{line.mean:.4f} ± {line.std:.4f}"
-
-
-def _test(line: Line) -> str:
-    if line.difference is None or line.holm is None:
-        return ""
-    return f"{line.difference.mean:+.4f}, p {p_text(line.holm[0])} / {p_text(line.holm[1])}"
 
 
 def write() -> None:

@@ -149,8 +149,8 @@ def clean_table(data: str) -> str:
     central = [line.row for line in by_metric[METRICS[0]][len(there) :]][: -len(alone) or None]
     order = [*there, *central, *alone]
     for i, name in enumerate(order):
-        cells = [_cell(by_metric[m][i]) for m in METRICS]
-        lines.append(f"| {_label(name)} | {' | '.join(cells)} | {_test(by_metric['ndcg_at_10'][i])} |")
+        cells = [cell(by_metric[m][i]) for m in METRICS]
+        lines.append(f"| {_label(name)} | {' | '.join(cells)} | {tested_text(by_metric['ndcg_at_10'][i])} |")
     lines += [f"| {_label(n)} | refused by the memory plan |" + " |" * 6 for n in names if "refused" in kept[n]]
     return "\n".join(lines)
 
@@ -159,11 +159,13 @@ def _label(name: str) -> str:
     return f"`{name}`" if name.endswith("_clean") else name
 
 
-def _cell(line: Line) -> str:
+def cell(line: Line) -> str:
+    """Mean and, where there are several seeds, deviation."""
     return f"{line.mean:.4f}" + (f" ± {line.std:.4f}" if line.std == line.std else "")
 
 
-def _test(line: Line) -> str:
+def tested_text(line: Line) -> str:
+    """The difference to the baseline and its two p-values."""
     if line.difference is None or line.holm is None:
         return ""
     return f"{line.difference.mean:+.4f}, p {p_text(line.holm[0])} / {p_text(line.holm[1])}"

@@ -1,5 +1,5 @@
 """What a server makes of its items' content: projections, fused views, and the way back from the views' gradients to
-the ID table and the operators. Content and operators never leave the server."""
+the ID table and the operators. Clients are sent views and nothing else of it."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property

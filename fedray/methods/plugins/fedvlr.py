@@ -7,7 +7,8 @@ release is FedMR, arXiv 2410.08478).
              steps of its score function and router; the steps of the views' rows are summed and go up
     server   back-propagates their mean through the operators into D, the projections and the operators
 
-Content, projections and operators never reach a client; router, head and personal tables never leave it.
+A client computes with views alone; content, projections and operators are the server's (on Ray the features are mapped
+by client actors, too, as for every method, but not read in training). Router, head and personal tables never leave it.
 
 Paper -> here: gamma_j `operator/...`, varphi_u `router_...`, D the backbone's `item_embedding`.
 
