@@ -11,6 +11,7 @@ import torch
 from fedray import seeding
 from fedray.errors import UnknownNameError, UnsupportedError
 from fedray.models.fusions import linear
+from fedray.models.projection import Start, axes
 from fedray.types import Arrays, ItemFeatures, Params
 
 PREFIX = "view/"
@@ -20,7 +21,8 @@ class Views:
     """The views of a catalogue: names in `views`, made of the ID row and the features in `sources`.
 
     The parameters of projections and operators are `operator/<part>/<name>` among the server's. residual: views with
-    layers of their own are added to the ID row, and their last layer starts at `gain` times its start, too.
+    layers of their own are added to the ID row, and their last layer starts at `gain` times its start, too. start: of
+    the projections, see `models.projection`.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class Views:
         width: int,
         gain: float,
         residual: bool = False,
+        start: Start = "random",
     ) -> None:
         self.names, self.width, self._gain, self._residual = tuple(views), width, gain, residual
+        self._start = start
         self._features = _present(features, sources)
         self.sources = tuple(sources) or tuple(sorted(self._features.tables))
         self._modules = {v: _fusion(v) for v in views}
@@ -48,6 +52,9 @@ class Views:
         out: Arrays = {}
         for m in self.sources:
             found = linear(rng, "projection", self._features.tables[m].shape[1], self.width)
+            if self._start != "random":
+                table, mask = (x.numpy() for x in self._content[m])
+                found["projection_weight"] = axes(table, mask, self.width, self._start == "whitened")
             out |= {f"operator/{m}/{k}": v * np.float32(self._gain) for k, v in found.items()}
         for v, module in self._modules.items():
             made = module.init(rng, ("id", *self.sources), self.width)

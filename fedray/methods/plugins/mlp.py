@@ -6,6 +6,7 @@ from fedray.config import Closed
 from fedray.federated.method import Method
 from fedray.methods.context import Context
 from fedray.methods.plugins import fedvlr
+from fedray.models.projection import Start
 
 
 class Config(Closed):
@@ -14,7 +15,8 @@ class Config(Closed):
     features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
     operator_lr: float = Field(1.0, ge=0, description="of projections and perceptron, on the server")
     residual: bool = Field(True, description="added to the ID row, and quiet at the start")
-    gain: float = Field(0.01, ge=0, description="times the projections' start")
+    projection: Start = Field("principal", description="start of the projections: along the content's axes, or random")
+    gain: float = Field(0.1, ge=0, description="times the projections' start")
 
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:

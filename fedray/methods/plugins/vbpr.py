@@ -27,6 +27,7 @@ from fedray.methods.backbones.fcf import TABLE, WEIGHT
 from fedray.methods.context import Context
 from fedray.methods.plugins import fedvlr
 from fedray.methods.plugins._views import Views
+from fedray.models.projection import Start
 from fedray.types import Arrays, Params, ServerState
 
 OWN = "content_weight"
@@ -37,7 +38,8 @@ class Config(Closed):
 
     features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
     operator_lr: float = Field(1.0, ge=0, description="of the projections, on the server, by SGD")
-    gain: float = Field(0.01, ge=0, description="times the projections' start")
+    projection: Start = Field("principal", description="start of the projections: along the content's axes, or random")
+    gain: float = Field(0.1, ge=0, description="times the projections' start")
 
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
@@ -46,7 +48,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         mend = "Take fcf or fedavg, with at most fedopt before it."
         raise UnsupportedError(f"vbpr on {inner.name}", "a linear head on shared rows", mend)
     width = inner.init_clients(0, np.array([0]))[WEIGHT].shape[1]
-    views = Views(("content",), config.features, context.features, width, config.gain)
+    views = Views(("content",), config.features, context.features, width, config.gain, start=config.projection)
     (view,) = views.tables
 
     def init_clients(seed: int, clients: np.ndarray) -> Arrays:
