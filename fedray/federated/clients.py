@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -29,7 +30,15 @@ from fedray.federated.local import LocalResult, LocalStart
 from fedray.federated.local_training import train_clients
 from fedray.federated.method import Method, Uploads
 from fedray.federated.scoring import score_clients
-from fedray.federated.uploads import noise_keys, sum_uploads, upload_bytes, whole_uploads
+from fedray.federated.uploads import (
+    grouping_bytes,
+    noise_keys,
+    sum_groups,
+    sum_uploads,
+    upload_bytes,
+    vectors_of,
+    whole_uploads,
+)
 from fedray.types import Arrays, Broadcast, ClientData, Ragged, Split
 
 Seconds = dict[str, float]
@@ -48,6 +57,7 @@ class ClientHost:
     best: ClientStore
     device: str = "cpu"
     also: Mapping[str, ClientStore] = field(default_factory=dict)
+    trained: "Trained | None" = None
 
     @property
     def protocol(self) -> Protocol:
@@ -55,16 +65,25 @@ class ClientHost:
         return rules_of(self.config.evaluation)
 
 
+class Trained(NamedTuple):
+    """What the clients of a round came to: kept where it was made until the server has grouped them."""
+
+    broadcast: Broadcast
+    samples: RoundSamples
+    result: LocalResult
+
+
 @dataclass(frozen=True)
 class TrainReport:
     """What leaves a host after a round: one partial sum, never one table per client (but where the method collects
-    tables, and says so: then `uploads` has a part per host)."""
+    tables, and says so: then `uploads` has a part per host; `vectors` has one where it groups clients)."""
 
     total: Aggregate
     clients: int
     bytes_up: int
     seconds: Seconds
     uploads: tuple[Uploads, ...] = ()
+    vectors: tuple[Uploads, ...] = ()
 
 
 def make_host(config: RunConfig, method: Method, data: ClientData, device: str = "cpu") -> ClientHost:
@@ -87,7 +106,7 @@ def train(
     chosen = members(host.config.seed, broadcast.round, host.data.client, limit)
     who = np.flatnonzero(chosen & (host.data.train.lengths() > 0))
     if len(who) == 0:
-        return host, TrainReport(ZERO, 0, 0, seconds)
+        return replace(host, trained=None), TrainReport(ZERO, 0, 0, seconds)
     with timed(seconds, "samples"):
         samples = samples_of(host, who, broadcast.round)
     with timed(seconds, "train"):
@@ -101,8 +120,27 @@ def train(
         uploads = (whole_uploads(host.method, whole, samples.client, keys),) if whole else ()
     with timed(seconds, "store"):
         store = keep(host, who, broadcast, samples, result, whole)
-    up = upload_bytes(host.method, broadcast, samples, result)
-    return replace(host, store=store), TrainReport(total.compact(), len(who), up, seconds, uploads)
+    up, vectors = upload_bytes(host.method, broadcast, samples, result), ()
+    if group := host.method.grouping:
+        vectors = (vectors_of(host.method, group, host.config.seed, samples, result),)
+        up += grouping_bytes(host.method, group, vectors[0], result)
+    kept = Trained(broadcast, samples, result) if group else None
+    report = TrainReport(total.compact(), len(who), up, seconds, uploads, vectors)
+    return replace(host, store=store, trained=kept), report
+
+
+def by_group(
+    host: ClientHost, client: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+) -> tuple[ClientHost, tuple[Aggregate, ...], Seconds]:
+    """The round's second half on this host: sums by group over those of `client` (ascending) that are here."""
+    seconds: Seconds = {}
+    group, kept = host.method.grouping, host.trained
+    if group is None or kept is None:
+        return host, (), seconds
+    with timed(seconds, "reduce"):
+        mine = labels[np.searchsorted(client, kept.samples.client)]
+        sums = sum_groups(host.method, group, kept.broadcast, kept.samples, kept.result, mine)
+    return replace(host, trained=None), sums, seconds
 
 
 def own_targets(

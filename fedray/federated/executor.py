@@ -15,7 +15,7 @@ from jaxtyping import Int
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users, merged
 from fedray.federated import clients
-from fedray.federated.aggregate import ZERO, merge
+from fedray.federated.aggregate import ZERO, Aggregate, merge
 from fedray.federated.clients import ClientHost, Seconds, TrainReport
 from fedray.federated.local_only import local_only
 from fedray.federated.method import Uploads
@@ -31,6 +31,12 @@ class Executor(Protocol):
 
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None) -> TrainReport:
         """One round of local training on the cohort; the sum of its uploads. targets: see `clients.train`."""
+        ...
+
+    def by_group(
+        self, client: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+    ) -> tuple[tuple[Aggregate, ...], Seconds]:
+        """Sums by group of what the round's clients trained; `client` ascending."""
         ...
 
     def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
@@ -64,6 +70,14 @@ class SerialExecutor:
         self._hosts = [h for h, _ in done]
         return merge_reports((r for _, r in done), add)
 
+    def by_group(
+        self, client: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+    ) -> tuple[tuple[Aggregate, ...], Seconds]:
+        """See `Executor`."""
+        done = [clients.by_group(h, client, labels) for h in self._hosts]
+        self._hosts = [h for h, _, _ in done]
+        return merge_groups(((sums, took) for _, sums, took in done), add)
+
     def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
         """See `Executor`."""
         return merge_sums((clients.evaluate(h, broadcast, splits, which) for h in self._hosts), add)
@@ -96,7 +110,7 @@ def merge_reports(reports: Iterable[TrainReport], join: Callable[[float, float],
     def both(a: TrainReport, b: TrainReport) -> TrainReport:
         seconds = merge_seconds(a.seconds, b.seconds, join)
         counts = a.clients + b.clients, a.bytes_up + b.bytes_up
-        return TrainReport(merge(a.total, b.total), *counts, seconds, a.uploads + b.uploads)
+        return TrainReport(merge(a.total, b.total), *counts, seconds, a.uploads + b.uploads, a.vectors + b.vectors)
 
     return reduce(both, reports, TrainReport(ZERO, 0, 0, {}))
 
@@ -107,6 +121,18 @@ def merge_sums(parts: Iterable[tuple[Sums, Seconds]], join: Callable[[float, flo
     seconds: Seconds = {}
     for sums, took in parts:
         total = {k: total[k].merge(v) if k in total else v for k, v in sums.items()}
+        seconds = merge_seconds(seconds, took, join)
+    return total, seconds
+
+
+def merge_groups(
+    parts: Iterable[tuple[tuple[Aggregate, ...], Seconds]], join: Callable[[float, float], float]
+) -> tuple[tuple[Aggregate, ...], Seconds]:
+    """Group by group, the sums of all hosts; a host none of whose clients trained has none."""
+    total: tuple[Aggregate, ...] = ()
+    seconds: Seconds = {}
+    for sums, took in parts:
+        total = tuple(merge(a, b) for a, b in zip(total, sums, strict=True)) if total and sums else total or sums
         seconds = merge_seconds(seconds, took, join)
     return total, seconds
 

@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 
 from fedray.data.blocks import RoundSamples
-from fedray.federated.aggregate import Aggregate
+from fedray.federated.aggregate import Aggregate, mean_deltas
 from fedray.federated.client_store import OwnRows, TunedRows
 from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Phase
-from fedray.types import Arrays, Params, ServerState
+from fedray.types import Arrays, Broadcast, Params, ServerState
+
+VECTOR = "vector"
+"""Table of `Uploads` that describes clients to a server that groups them."""
 
 
 class Batch(NamedTuple):
@@ -75,6 +78,56 @@ class Uploads(NamedTuple):
     tables: Arrays
 
 
+class Predictor(NamedTuple):
+    """A backbone's score function apart from its item rows.
+
+    names: its parameters, shared or private, less the user's own vector. reads: all that `logits` reads. head: the
+    weight and bias of its last layer. logits: (those of one client, or means over several; item rows [M, d]) -> [M].
+    """
+
+    names: tuple[str, ...]
+    reads: tuple[str, ...]
+    head: tuple[str, str]
+    logits: Callable[[Params, Float[torch.Tensor, "M d"]], Float[torch.Tensor, " M"]]
+
+
+class Grouped(NamedTuple):
+    """A round's clients (ids ascending) in groups, and what is known of each group.
+
+    labels [n]: 0..G-1. sums: an `Aggregate` a group, every client weighing 1. broadcast: what they started from.
+    uploads: the tables that the method collects, [n, M, ...].
+    """
+
+    client: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    sums: tuple[Aggregate, ...]
+    broadcast: Broadcast
+    uploads: Mapping[str, np.ndarray]
+
+    def mean(self, g: int, names: tuple[str, ...]) -> Arrays:
+        """Means over the clients of group g, which has some, of parameters that are summed by group."""
+        return {k: v for k, v in mean_deltas(self.sums[g]).items() if k in names}
+
+
+class Grouping(NamedTuple):
+    """The second half of a round, for a method whose server groups its clients.
+
+    vector: parameters whose trained values, side by side, describe a client to the server; sketch: as so many random
+    projections (0: as they are). tables: shared item tables that are summed by group. means: parameters, shared or
+    private, whose trained values are. labels: (seed, state, the clients' vectors) -> the group of each. fitted: what
+    the server makes of the groups. report: (state before, after) -> numbers about it.
+    """
+
+    groups: int
+    vector: tuple[str, ...]
+    sketch: int
+    tables: tuple[str, ...]
+    means: tuple[str, ...]
+    labels: Callable[[int, ServerState, Uploads], Int[np.ndarray, " n"]]
+    fitted: Callable[[int, ServerState, Grouped], ServerState]
+    report: Callable[[ServerState, ServerState], Mapping[str, float]]
+
+
 class Noise(NamedTuple):
     """What is done to an upload before it leaves its client: its delta is scaled down to the L2 norm `clip` (0: as it
     is), then Laplace noise of this scale is added to every number of it, untouched rows included."""
@@ -114,6 +167,9 @@ class Method(NamedTuple):
       and uploads their sum (a gradient, accumulated), with no weight decay on them.
     item_input: what a plug-in that makes item rows does with its own: they replace the shared rows, or are added.
     within: a plug-in applied to the backbone inside this one, for those that belong there wherever they are named.
+    predictor: the score function on item rows, where there is one.
+    item_rows: (tables that go down) -> the rows [M, d] that the score function reads, as far as the server knows.
+    grouping: a second half of each round, in which the server groups the clients.
     noise: what is done to uploads before they leave.
     kernel: may take the place of the vmapped functions.
     routed: the kernel where a plug-in makes the item rows by a router.
@@ -142,6 +198,9 @@ class Method(NamedTuple):
     fixed: tuple[str, ...] = ()
     item_input: Literal["replaced", "added"] = "replaced"
     within: Callable[[Callable[["Method"], "Method"]], "Method"] | None = None
+    predictor: Predictor | None = None
+    item_rows: Callable[[Arrays], Float32[np.ndarray, "M d"]] = lambda tables: tables["item_embedding"]
+    grouping: Grouping | None = None
     noise: Noise | None = None
     kernel: Kernel | None = None
     routed: Callable[[Routing], Kernel] | None = None

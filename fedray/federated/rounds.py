@@ -25,7 +25,7 @@ from fedray.evaluation.users import Users
 from fedray.federated import cohort
 from fedray.federated.clients import TrainReport, timed
 from fedray.federated.executor import Executor, Sums, merge_seconds
-from fedray.federated.method import Method, Uploads
+from fedray.federated.method import Grouped, Method, Uploads
 from fedray.types import Broadcast, RoundReport, ServerState, Split
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -103,6 +103,8 @@ def step(run: Run, executor: Executor) -> tuple[Run, RoundReport]:
     seconds = dict(trained.seconds)
     with timed(seconds, "server"):
         state, targets = serve(run, trained)
+    state, numbers = regrouped(run, state, trained, executor, seconds)
+    with timed(seconds, "server"):
         broadcast = broadcast_of(run.method, state)
     sums: Sums = {}
     if due(run.config, state.round):
@@ -113,7 +115,7 @@ def step(run: Run, executor: Executor) -> tuple[Run, RoundReport]:
     total = (run.total_bytes[0] + down, run.total_bytes[1] + up)
     run = select(replace(run, state=state, broadcast=broadcast, total_bytes=total, targets=targets), sums, executor)
     seconds["round"] = time.perf_counter() - begun
-    metrics = {"train/loss": mean_loss(trained), **flat(sums)}
+    metrics = {"train/loss": mean_loss(trained), **numbers, **flat(sums)}
     return run, RoundReport(state.round, metrics, seconds, down, up, trained.clients)
 
 
@@ -140,6 +142,26 @@ def serve(run: Run, trained: TrainReport) -> tuple[ServerState, Uploads | None]:
     uploads = joined(trained.uploads)
     state, tables = run.method.personalise(state, uploads)
     return state, Uploads(uploads.client, tables)
+
+
+def regrouped(
+    run: Run, state: ServerState, trained: TrainReport, executor: Executor, seconds: dict[str, float]
+) -> tuple[ServerState, Mapping[str, float]]:
+    """The round's second half, where the method groups: labels from the clients' vectors, sums by group, and what the
+    server makes of them; and numbers about it."""
+    grouping = run.method.grouping
+    if grouping is None or not trained.vectors:
+        return state, {}
+    vectors, seed = joined(trained.vectors), run.config.seed
+    with timed(seconds, "group"):
+        labels = grouping.labels(seed, state, vectors)
+    sums, took = executor.by_group(vectors.client, labels)
+    seconds |= took
+    uploads = joined(trained.uploads).tables if trained.uploads else {}
+    with timed(seconds, "fit"):
+        found = Grouped(vectors.client, labels, sums, run.broadcast, uploads)
+        new = grouping.fitted(seed, state, found)
+    return new, grouping.report(state, new)
 
 
 def joined(parts: Sequence[Uploads]) -> Uploads:

@@ -6,14 +6,15 @@ from dataclasses import replace
 from functools import reduce
 
 import numpy as np
-from jaxtyping import Float, UInt64
+from jaxtyping import Float, Int, UInt64
 
 from fedray import fixed_point, seeding
 from fedray.data.blocks import RoundSamples
 from fedray.federated.aggregate import ZERO, Aggregate, RowSum, merge, sum_dense, sum_rows, sum_scalars
+from fedray.federated.grouping import sketched
 from fedray.federated.kernels.noise import add_noise, add_noise_sums, clip_rows, delta_norms
 from fedray.federated.local import LocalResult
-from fedray.federated.method import Method, Uploads
+from fedray.federated.method import VECTOR, Grouping, Method, Uploads
 from fedray.types import Arrays, Broadcast
 
 
@@ -40,6 +41,60 @@ def sum_uploads(
     if method.noise and method.noise.scale:
         total = merge(total, noise_sum(method, summed, base, keys, weight))
     return total
+
+
+def vectors_of(method: Method, grouping: Grouping, seed: int, samples: RoundSamples, result: LocalResult) -> Uploads:
+    """Each client's trained score function as one vector [k, p], or so many random projections of it."""
+    parts = [trained_of(method, k, result) for k in grouping.vector]
+    flat = np.concatenate([v.reshape(len(samples.client), -1) for v in parts], axis=1)
+    sent = sketched(flat, grouping.sketch, seed) if grouping.sketch else flat
+    return Uploads(samples.client, {VECTOR: sent})
+
+
+def trained_of(method: Method, name: str, result: LocalResult) -> np.ndarray:
+    """[k, ...]: what the clients have of a parameter after training."""
+    return result.private[name] if name in method.private else result.dense[name]
+
+
+def sum_groups(
+    method: Method,
+    grouping: Grouping,
+    broadcast: Broadcast,
+    samples: RoundSamples,
+    result: LocalResult,
+    labels: Int[np.ndarray, " k"],
+) -> tuple[Aggregate, ...]:
+    """By group, the exact sums of the clients' item tables and of what the server asks the mean of; all weigh 1."""
+    base = base_of(method, broadcast)
+    return tuple(
+        _sum_members(method, grouping, base, samples, result, (labels == g).astype(np.int64))
+        for g in range(grouping.groups)
+    )
+
+
+def _sum_members(
+    method: Method, grouping: Grouping, base: Arrays, samples: RoundSamples, result: LocalResult, member: np.ndarray
+) -> Aggregate:
+    if not member.any():
+        return ZERO
+    parts = [
+        sum_rows(k, base[k], result.rows[k], samples.rows, samples.row_ptr, result.decay[k], member)
+        for k in grouping.tables
+    ]
+    for k in grouping.means:
+        trained = trained_of(method, k, result)
+        parts.append(sum_dense(k, np.zeros(trained.shape[1:], np.float32), trained, member))
+    return reduce(merge, parts, ZERO).compact()
+
+
+def grouping_bytes(method: Method, grouping: Grouping, vectors: Uploads, result: LocalResult) -> int:
+    """What grouping adds to the uploads, as 4-byte numbers: the vector where it is sketched, else its private part
+    (the rest is uploaded anyway), and private parameters that the server asks the mean of beside it."""
+    n = len(vectors.client)
+    private = {k: result.private[k].size for k in (*grouping.vector, *grouping.means) if k in method.private}
+    vector = vectors.tables[VECTOR].size if grouping.sketch else sum(private.get(k, 0) for k in grouping.vector)
+    beside = [k for k in grouping.means if k in private and (grouping.sketch or k not in grouping.vector)]
+    return 4 * (vector + sum(private[k] for k in beside)) if n else 0
 
 
 def base_of(method: Method, broadcast: Broadcast) -> Arrays:

@@ -18,6 +18,7 @@ from fedray.config import RunConfig
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users
 from fedray.federated import clients
+from fedray.federated.aggregate import Aggregate
 from fedray.federated.clients import Seconds, TrainReport
 from fedray.federated.local_only import local_only
 from fedray.federated.method import Uploads
@@ -46,6 +47,11 @@ class ClientActor:
         """One round; see `clients.train`."""
         self._host, report = clients.train(self._host, Broadcast(round_, _own(params)), limit, targets)
         return report
+
+    def by_group(self, client: np.ndarray, labels: np.ndarray) -> tuple[tuple[Aggregate, ...], Seconds]:
+        """Sums by group of what was trained last; see `clients.by_group`."""
+        self._host, sums, seconds = clients.by_group(self._host, client, labels)
+        return sums, seconds
 
     def evaluate(
         self, params: Arrays, round_: int, splits: tuple[Split, ...], which: str

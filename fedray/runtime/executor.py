@@ -11,8 +11,9 @@ from ray import exceptions
 from fedray.errors import ActorLostError, FedrayError
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users
+from fedray.federated.aggregate import Aggregate
 from fedray.federated.clients import Seconds, TrainReport
-from fedray.federated.executor import Sums, merge_reports, merge_sums, merge_users
+from fedray.federated.executor import Sums, merge_groups, merge_reports, merge_sums, merge_users
 from fedray.federated.method import Uploads
 from fedray.types import Broadcast, Split
 
@@ -40,6 +41,12 @@ class RayExecutor:
         self._members = self._members or [get(a.members.remote()) for a in self._actors]
         mine = [np.flatnonzero(np.isin(targets.client, m)) for m in self._members]
         return [ray.put(Uploads(targets.client[i], {k: v[i] for k, v in targets.tables.items()})) for i in mine]
+
+    def by_group(
+        self, client: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+    ) -> tuple[tuple[Aggregate, ...], Seconds]:
+        """See `federated.executor.Executor`."""
+        return merge_groups(as_they_land([a.by_group.remote(client, labels) for a in self._actors]), max)
 
     def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
         """See `federated.executor.Executor`."""

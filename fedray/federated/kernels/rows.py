@@ -27,6 +27,8 @@ def add_row_deltas(
     peak, d = 0, trained.shape[1]
     largest, total = np.empty(d), np.empty(d)  # by column, and checked once a client: the loop then vectorises
     for c in range(len(row_ptr) - 1):
+        if weight[c] == 0:
+            continue
         factor, keep = weight[c] * scale, decay[c]
         largest[:], total[:] = 0.0, 0.0
         for r in range(row_ptr[c], row_ptr[c + 1]):

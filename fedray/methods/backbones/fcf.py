@@ -20,7 +20,7 @@ from fedray.federated.aggregate import weighted_mean
 from fedray.federated.kernels.linear import linear_kernel
 from fedray.federated.kernels.routed_linear import routed_linear_kernel
 from fedray.federated.local import Phase
-from fedray.federated.method import Batch, Method
+from fedray.federated.method import Batch, Method, Predictor
 from fedray.methods.context import Context
 from fedray.models import linear
 from fedray.models.losses import LOSSES
@@ -69,9 +69,16 @@ def linear_method(config: LinearConfig, context: Context, item_lr: float) -> Met
         weight=lambda n_samples: (n_samples > 0).astype(np.int64),
         server_step=weighted_mean,
         score=score,
+        predictor=None if config.item_bias else linear_predictor(),
         kernel=linear_kernel(TABLE, WEIGHT, BIAS),
         routed=lambda routing: routed_linear_kernel(routing, WEIGHT, BIAS),
     )
+
+
+def linear_predictor() -> Predictor:
+    """The head, which is the user vector, too."""
+    head = (WEIGHT, BIAS)
+    return Predictor(head, head, head, lambda params, rows: linear.logits(rows, params[WEIGHT], params[BIAS]))
 
 
 def decayed(rates: Phase, config: BackboneConfig, round_: int) -> Phase:

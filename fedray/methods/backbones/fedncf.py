@@ -26,7 +26,7 @@ from fedray.federated.aggregate import weighted_mean
 from fedray.federated.kernels.routed_tower import routed_tower_kernel
 from fedray.federated.kernels.tower import Tower, layer_names, layer_shapes, tower_kernel
 from fedray.federated.local import Phase
-from fedray.federated.method import Batch, Method
+from fedray.federated.method import Batch, Method, Predictor
 from fedray.methods.backbones.fcf import TABLE, decayed
 from fedray.methods.context import Context
 from fedray.models import tower as model
@@ -104,9 +104,19 @@ def tower_method(config: TowerConfig, context: Context, tower: Tower, shared: tu
         server_step=weighted_mean,
         score=lambda params: model.logits(params[TABLE], params[USER], params, tower.layers),
         item_input="added",
+        predictor=tower_predictor(tower),
         kernel=tower_kernel(tower),
         routed=lambda routing: routed_tower_kernel(tower, routing),
     )
+
+
+def tower_predictor(tower: Tower) -> Predictor:
+    """The layers; a user vector goes in beside them."""
+
+    def logits(params: Params, rows: torch.Tensor) -> torch.Tensor:
+        return model.logits(rows, params[USER], params, tower.layers)
+
+    return Predictor(tower.layers, (USER, *tower.layers), ("output_weight", "output_bias"), logits)
 
 
 def init_layers(tower: Tower, rng: np.random.Generator) -> Arrays:

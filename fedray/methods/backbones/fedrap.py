@@ -27,7 +27,16 @@ from fedray.federated.kernels.additive import additive_kernel
 from fedray.federated.kernels.routed_additive import routed_additive_kernel
 from fedray.federated.local import Phase
 from fedray.federated.method import Batch, Method
-from fedray.methods.backbones.fcf import BIAS, TABLE, WEIGHT, LinearConfig, common_head, decayed, item_table
+from fedray.methods.backbones.fcf import (
+    BIAS,
+    TABLE,
+    WEIGHT,
+    LinearConfig,
+    common_head,
+    decayed,
+    item_table,
+    linear_predictor,
+)
 from fedray.methods.context import Context
 from fedray.models import linear
 from fedray.models.losses import LOSSES
@@ -97,6 +106,7 @@ def make(config: Config, context: Context) -> Method:
         init_private_rows=init_private_rows,
         coefficients=coefficients,
         step_decay=config.step_decay,
+        predictor=None if config.item_bias else linear_predictor(),
         kernel=additive_kernel(TABLE, PERSONAL, WEIGHT, BIAS, TERMS, squared),
         routed=lambda routing: routed_additive_kernel(routing, PERSONAL, WEIGHT, BIAS, TERMS, squared),
     )

@@ -73,6 +73,10 @@ class Config(Closed):
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
     """`inner` on fused item rows."""
+    if inner.grouping is not None:
+        raise UnsupportedError(
+            f"fedvlr on {inner.name}", "item rows that are there when groups are made", "Name it before gfmfr."
+        )
     width = _width(inner, context)
     views = Views(
         config.views, config.features, context.features, width, config.gain, config.residual, config.projection
@@ -86,8 +90,14 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         plain = {k: v for k, v in params.items() if not k.startswith("operator/") and (k != TABLE or added)}
         return plain | views.make(params, params[TABLE])
 
+    def item_rows(tables: Arrays) -> np.ndarray:
+        """As a router sees them that weighs all views the same."""
+        mean = np.mean([tables[v] for v in views.tables], axis=0, dtype=np.float32)
+        return mean + tables[TABLE] if added else mean
+
     return inner._replace(
         name=f"fedvlr({inner.name})",
+        item_rows=item_rows,
         init_server=lambda seed: inner.init_server(seed) | views.init(seed),
         init_clients=lambda seed, clients: inner.init_clients(seed, clients) | _routers(config, width, seed, clients),
         shared_rows=tables,

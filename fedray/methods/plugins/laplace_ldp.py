@@ -25,6 +25,12 @@ class Config(Closed):
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
     """`inner` with noisy uploads."""
+    if inner.grouping is not None:
+        raise UnsupportedError(
+            f"laplace_ldp on {inner.name}",
+            "a server that sees sums: grouping shows it single clients' score functions, without noise",
+            "Leave one of the two out.",
+        )
     if config.clip and inner.collects:
         raise UnsupportedError(
             f"laplace_ldp with clip on {inner.name}",
