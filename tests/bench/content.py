@@ -52,6 +52,7 @@ CONTENT: dict[str, list[Any]] = {
     "operator_lr": [0.0, 0.001, 0.01, 0.1, 1.0],
     "gain": [0.01, 0.03, 0.1, 0.3],
     "projection": ["random", "principal", "whitened"],
+    "rows": ["fixed", "moving"],
 }
 OWN: dict[str, dict[str, list[Any]]] = {
     "mlp": {**CONTENT, "residual": [True, False]},
@@ -63,8 +64,8 @@ OWN: dict[str, dict[str, list[Any]]] = {
     },
 }
 OFF: dict[str, dict[str, Any]] = {
-    "mlp": {"operator_lr": 0.0, "gain": 0.0},
-    "fedvlr": {"operator_lr": 0.0, "gain": 0.0, "views": ["sum"]},
+    "mlp": {"operator_lr": 0.0, "gain": 0.0, "rows": "moving"},
+    "fedvlr": {"operator_lr": 0.0, "gain": 0.0, "rows": "moving", "views": ["sum"]},
 }
 """Content switched off: what a plug-in does where content is of no use."""
 METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")

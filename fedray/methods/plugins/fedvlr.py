@@ -14,7 +14,9 @@ Paper -> here: gamma_j `operator/...`, varphi_u `router_...`, D the backbone's `
 
 Where a backbone's own item part stands beside the fused one (FedNCF, GPFedRec: q_i + z_i) D goes down as well and is
 also trained there; on FedRAP z_i takes the place of the shared row, P_i + z_i. Under `dualper` a client tunes private
-copies of the view rows it touches, and ranks with them.
+copies of the view rows it touches, and ranks with them. In the paper a client's views stay as they came for a round and
+it sums their gradients up (`rows: fixed`); with `rows: moving` they take every local step, as a backbone's own rows do,
+and what they moved goes up: with content off that is the backbone. Several local epochs are worth little without.
 
 Departures. D is as wide as the backbone's rows, without a map of its own (the authors: 512, mapped to 64). No dropout
 and no layer norms: the norms' gains start near 0 in the authors' code and take the signal with them. On FedRAP the
@@ -51,6 +53,7 @@ from fedray.types import Arrays, Params, ServerState
 
 MOVED = "fedvlr/moved"
 Softmax = Literal["single", "double"]
+Rows = Literal["fixed", "moving"]
 
 
 class Config(Closed):
@@ -62,6 +65,7 @@ class Config(Closed):
     features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
     weights: Weights = Field("client", description="the router weighs the views for the client, or for each item")
     softmax: Softmax = "single"
+    rows: Rows = Field("fixed", description="of the views on a client: fixed for a round, or moving with each step")
     router_dim: int = Field(64, ge=1, le=4096, description="width of the router's hidden layer")
     router_lr_scale: float = Field(1.0, ge=0, description="times the learning rate of the client's score function")
     operator_optimizer: Literal["sgd", "adam"] = "sgd"
@@ -100,7 +104,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         broadcast=broadcast,
         within=lambda plugin: wrap(plugin(inner), config, context),
         tuned=tables if inner.tuned else (),
-        fixed=() if inner.tuned else views.tables,
+        fixed=views.tables if config.rows == "fixed" and not inner.tuned else (),
         kernel=_kernel(inner, config, views.tables),
     )
 
