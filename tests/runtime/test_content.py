@@ -46,7 +46,7 @@ def content_in(values):
 
 
 @pytest.mark.ray
-@EACH
+@pytest.mark.parametrize("method", [METHODS["plain"], METHODS["dualper"]], ids=["plain", "dualper"])
 def test_a_run_on_ray_equals_serial_and_its_clients_are_told_no_content(ray_cluster, monkeypatch, method):
     told, real = [], client_actor.Remote
 
