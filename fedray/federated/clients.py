@@ -67,15 +67,24 @@ class TrainReport:
     uploads: tuple[Uploads, ...] = ()
 
 
-def make_host(config: RunConfig, method: Method, data: ClientData, device: str = "cpu") -> ClientHost:
-    """Clients at their start. Initial values depend on seed and client only."""
+def make_host(
+    config: RunConfig, method: Method, data: ClientData, device: str = "cpu", initial: Arrays | None = None
+) -> ClientHost:
+    """Clients at their start. Initial values depend on seed and client only. initial: `first_tables`, for a method
+    that does not have the content to make them (nothing is kept of them but copies)."""
     rules = rules_of(config.evaluation)
     private = method.init_clients(config.seed, data.client)
-    shared = method.down(method.init_server(config.seed)) if method.tuned or method.collects else {}
+    shared = first_tables(method, config.seed) if initial is None else initial
     tables, whole = ({k: shared[k] for k in names} for names in (method.tuned, method.collects))
     store = client_store.fresh(private, len(data), tables, method.init_private_rows(config.seed), whole)
     shortlist = shortlists(config.data.seed, data, rules)
     return ClientHost(config, method, data, spared(data, rules), shortlist, store, store, device)
+
+
+def first_tables(method: Method, seed: int) -> Arrays:
+    """Of the broadcast before the first round, the tables that clients start from: those they tune or keep whole."""
+    names = {*method.tuned, *method.collects}
+    return {k: v for k, v in method.down(method.init_server(seed)).items() if k in names} if names else {}
 
 
 def train(

@@ -213,7 +213,7 @@ def without_federation(run: Run, executor: Executor) -> tuple[Sums, str]:
     if not run.config.evaluation.local_only:
         return {}, ""
     try:
-        return executor.local_only(run.config.train.rounds), ""
+        return executor.local_only(start(run.config, run.method).broadcast, run.config.train.rounds), ""
     except TrainingError as error:
         return {}, error.found
 

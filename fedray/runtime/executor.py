@@ -57,9 +57,10 @@ class RayExecutor:
         call = (self._ref(broadcast), broadcast.round, which)
         return merge_users(as_they_land([a.per_client.remote(*call) for a in self._actors]))
 
-    def local_only(self, rounds: int) -> Sums:
+    def local_only(self, first: Broadcast, rounds: int) -> Sums:
         """See `federated.executor.Executor`."""
-        landing = as_they_land([a.local_only.remote(rounds) for a in self._actors])
+        call = (self._ref(first), first.round, rounds)
+        landing = as_they_land([a.local_only.remote(*call) for a in self._actors])
         return merge_sums(((sums, {}) for sums in landing), max)[0]
 
     def save(self, folder: str) -> list[str]:

@@ -33,7 +33,8 @@ SMALL = {
 }
 BPR, ITEM, DOUBLE = {"loss": "bpr"}, {"weights": "item"}, {"softmax": "double"}
 RESIDUAL = {"residual": True}
-MOVING = {"rows": "moving", "projection": "whitened"}
+MOVING = {"rows": "moving"}
+WHITENED = {**MOVING, "projection": "whitened"}
 ADAM = {"operator_optimizer": "adam", "operator_lr": 0.01}
 
 
@@ -50,7 +51,7 @@ CASES = {
     "fcf": (of(FCF), {}),
     "fcf-item-decay": (of(FCF, **ITEM, backbone={"lr_decay": 0.8}), WD),
     "fcf-residual-double-half": (of(FCF, **RESIDUAL, **DOUBLE), HALF),
-    "fcf-moving": (of(FCF, **MOVING, backbone={"lr_decay": 0.8}), WD),
+    "fcf-moving": (of(FCF, **WHITENED, backbone={"lr_decay": 0.8}), WD),
     "fcf-one-view-bpr": (of(FCF, views=["mlp"]), BPR),
     "fcf-two-views-one-feature": (of(FCF, views=["id", "gate"], features=["text"]), STEPS),
     "fcf-adam": (of(FCF, **ADAM), {}),
@@ -59,12 +60,15 @@ CASES = {
     "fcf-inside-item-bpr-half": (of(FCF, inside=3, **ITEM), {**BPR, **HALF}),
     "fcf-outside": (of(FCF, outside=1), WD),
     "fcf-outside-double-half": (of(FCF, outside=1, **DOUBLE), HALF),
-    "fedavg-residual-moving": (of(FEDAVG, **RESIDUAL, **MOVING), {}),
+    "fedavg-residual-moving": (of(FEDAVG, **RESIDUAL, **WHITENED), {}),
     "fedavg-item-private-steps": (of(FEDAVG, **ITEM), STEPS),
     "fedavg-inside": (of(FEDAVG, inside=3, **DOUBLE), {}),
     "fedavg-outside": (of(FEDAVG, outside=1, **ITEM), HALF),
     "fedncf": (of(FEDNCF), {}),
-    "fedncf-item-decay-moving": (of(FEDNCF, **ITEM, **MOVING, backbone={"weighting": "samples", "lr_decay": 0.8}), WD),
+    "fedncf-item-decay-moving": (
+        of(FEDNCF, operator_lr=0.15, **ITEM, **MOVING, backbone={"weighting": "samples", "lr_decay": 0.8}),
+        WD,
+    ),
     "fedncf-neumf-double-bpr": (of(FEDNCF, **DOUBLE, backbone={"gmf": True}), BPR),
     "fedncf-inside-residual": (of(FEDNCF, inside=3, **RESIDUAL), {**WD, **HALF}),
     "fedncf-outside": (of(FEDNCF, outside=1, operator_lr=0.15, **ITEM), WD),
@@ -77,12 +81,9 @@ CASES = {
     "fedrap-inside": (of(FEDRAP, inside=2), WD),
     "fedrap-outside": (of(FEDRAP, outside=1, **ITEM), HALF),
     "gpfedrec-residual": (of(GPFEDREC, operator_lr=1.0, **RESIDUAL), {}),
-    "gpfedrec-item-decay-moving": (
-        of(GPFEDREC, operator_lr=1.0, **ITEM, **MOVING, backbone={"neighbours": 5, "graph_layers": 2}),
-        WD,
-    ),
+    "gpfedrec-item-decay": (of(GPFEDREC, operator_lr=1.0, **ITEM, backbone={"neighbours": 5, "graph_layers": 2}), WD),
     "gpfedrec-double-half": (of(GPFEDREC, operator_lr=1.0, **DOUBLE, backbone={"reg": 3.0}), {**HALF, **WD}),
-    "gpfedrec-bpr": (of(GPFEDREC, operator_lr=1.0), {**BPR, **STEPS}),
+    "gpfedrec-bpr-moving": (of(GPFEDREC, operator_lr=1.0, **MOVING), {**BPR, **STEPS}),
 }
 EACH = pytest.mark.parametrize("case", CASES)
 PATHS = pytest.mark.parametrize("path", ["compiled", "vmap"])

@@ -1,5 +1,6 @@
 """What a server makes of its items' content: projections, fused views, and the way back from the views' gradients to
-the ID table and the operators. Clients are sent views and nothing else of it."""
+the ID table and the operators. Clients are sent views and nothing else of it: there, a `Views` made of the features'
+names says what goes down, and raises `ContentError` if it is asked for more."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -9,10 +10,10 @@ import numpy as np
 import torch
 
 from fedray import seeding
-from fedray.errors import UnknownNameError, UnsupportedError
+from fedray.errors import ContentError, UnknownNameError, UnsupportedError
 from fedray.models.fusions import linear
 from fedray.models.projection import Start, axes
-from fedray.types import Arrays, ItemFeatures, Params
+from fedray.types import Arrays, FeatureNames, ItemFeatures, Params
 
 PREFIX = "view/"
 
@@ -29,7 +30,7 @@ class Views:
         self,
         views: Sequence[str],
         sources: Sequence[str],
-        features: ItemFeatures | None,
+        features: ItemFeatures | FeatureNames | None,
         width: int,
         gain: float,
         residual: bool = False,
@@ -38,7 +39,7 @@ class Views:
         self.names, self.width, self._gain, self._residual = tuple(views), width, gain, residual
         self._start = start
         self._features = _present(features, sources)
-        self.sources = tuple(sources) or tuple(sorted(self._features.tables))
+        self.sources = tuple(sources) or self._features.names
         self._modules = {v: _fusion(v) for v in views}
 
     @property
@@ -50,8 +51,9 @@ class Views:
         """Projections (their weights times `gain`) and operators at their start."""
         rng = seeding.generator(seeding.key(seed, "method"))
         out: Arrays = {}
+        tables = _content_of(self._features).tables
         for m in self.sources:
-            found = linear(rng, "projection", self._features.tables[m].shape[1], self.width)
+            found = linear(rng, "projection", tables[m].shape[1], self.width)
             if self._start != "random":
                 table, mask = (x.numpy() for x in self._content[m])
                 found["projection_weight"] = axes(table, mask, self.width, self._start == "whitened")
@@ -94,18 +96,18 @@ class Views:
     @cached_property
     def _content(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Each feature with columns of mean 0 and its numbers of mean square 1, over the items that have it."""
-        found = {}
+        found, features = {}, _content_of(self._features)
         for m in self.sources:
-            mask = self._features.present[m]
-            centred = self._features.tables[m] - self._features.tables[m][mask].mean(axis=0, dtype=np.float64)
+            mask = features.present[m]
+            centred = features.tables[m] - features.tables[m][mask].mean(axis=0, dtype=np.float64)
             scale = np.sqrt(np.mean(np.square(centred[mask]), dtype=np.float64)) or 1.0
             table = np.where(mask[:, None], centred / scale, 0.0).astype(np.float32)
             found[m] = (torch.from_numpy(table), torch.from_numpy(mask.copy()))
         return found
 
 
-def _present(features: ItemFeatures | None, sources: Sequence[str]) -> ItemFeatures:
-    known = sorted(features.tables) if features else []
+def _present(features: ItemFeatures | FeatureNames | None, sources: Sequence[str]) -> ItemFeatures | FeatureNames:
+    known = features.names if features else ()
     if features is None or not known:
         raise UnsupportedError(
             "the data have no item features", "at least one", "Give the job `encoders`, or data with features."
@@ -113,6 +115,16 @@ def _present(features: ItemFeatures | None, sources: Sequence[str]) -> ItemFeatu
     missing = [m for m in sources if m not in known]
     if missing:
         raise UnknownNameError(f"feature {missing[0]!r} is not there", f"one of {', '.join(known)}")
+    return features
+
+
+def _content_of(features: ItemFeatures | FeatureNames) -> ItemFeatures:
+    if isinstance(features, FeatureNames):
+        raise ContentError(
+            f"a client was asked for the content of its items ({', '.join(features.names)}), and has the names alone",
+            "views, as the server's broadcast brings them",
+            "Make starts and views where the features are: in the entrypoint or the driver.",
+        )
     return features
 
 

@@ -7,8 +7,8 @@ release is FedMR, arXiv 2410.08478).
              steps of its score function and router; the steps of the views' rows are summed and go up
     server   back-propagates their mean through the operators into D, the projections and the operators
 
-A client computes with views alone; content, projections and operators are the server's (on Ray the features are mapped
-by client actors, too, as for every method, but not read in training). Router, head and personal tables never leave it.
+A client computes with views alone; content, projections and operators are the server's (on Ray a client actor knows the
+features' names and nothing else of them). Router, head and personal tables never leave it.
 
 Paper -> here: gamma_j `operator/...`, varphi_u `router_...`, D the backbone's `item_embedding`.
 
@@ -43,13 +43,14 @@ from fedray.federated.kernels.router import KINDS
 from fedray.federated.local import Phase
 from fedray.federated.method import Batch, Kernel, Method, Routing, Uploads
 from fedray.methods.backbones.fcf import TABLE, WEIGHT
+from fedray.methods.backbones.fedncf import USER
 from fedray.methods.context import Context
 from fedray.methods.plugins import fedopt
 from fedray.methods.plugins._views import Views
 from fedray.models.fusions import linear
 from fedray.models.projection import Start
 from fedray.models.router import PARAMETERS, Weights, mixed
-from fedray.types import Arrays, Params, ServerState
+from fedray.types import Arrays, FeatureNames, Params, ServerState
 
 MOVED = "fedvlr/moved"
 Softmax = Literal["single", "double"]
@@ -118,14 +119,17 @@ def _kernel(inner: Method, config: Config, views: tuple[str, ...]) -> Kernel | N
 
 
 def _width(inner: Method, context: Context) -> int:
-    """Of the backbone's item rows."""
+    """Of the backbone's item rows. A client does not draw the table to know: it has the vector that the rows meet."""
     if inner.broadcast is not None:
         raise UnsupportedError(f"fedvlr on {inner.name}", "one plug-in that makes the item rows", "Leave one out.")
+    own = inner.init_clients(0, np.array([0]))
+    dim = next((own[k].shape[1] for k in (WEIGHT, USER) if k in own), 0)
+    if dim and isinstance(context.features, FeatureNames):
+        return dim  # the server has compared it with the table
     shape = inner.init_server(0)[TABLE].shape
-    dim = next((v.shape[1] for k, v in inner.init_clients(0, np.array([0])).items() if k == WEIGHT), shape[1])
-    if shape != (context.n_items, dim):
+    if shape != (context.n_items, dim or shape[1]):
         raise UnsupportedError(f"fedvlr on {inner.name} with an item bias", "rows without one", "Set item_bias: false.")
-    return dim
+    return shape[1]
 
 
 def _routers(config: Config, width: int, seed: int, clients: np.ndarray) -> Arrays:
