@@ -24,7 +24,7 @@ By default views are residual and start quiet: F_j = D + g_j, so that a run star
 to earn its place (with the authors' start, `residual: false` and `gain: 1`, it drowns the ID rows on ML-100K).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -38,13 +38,13 @@ from fedray.errors import UnsupportedError
 from fedray.federated.aggregate import Aggregate, RowSum, mean_deltas
 from fedray.federated.kernels.router import KINDS
 from fedray.federated.local import Phase
-from fedray.federated.method import Batch, Kernel, Method, Routing, Uploads
+from fedray.federated.method import Batch, Kernel, Method, Routing, Traits, Uploads
 from fedray.methods.backbones.fcf import TABLE, WEIGHT
 from fedray.methods.context import Context
 from fedray.methods.plugins import fedopt
 from fedray.methods.plugins._views import Views
 from fedray.models.fusions import linear
-from fedray.models.router import PARAMETERS, Weights, mixed
+from fedray.models.router import PARAMETERS, Weights, mixed, shares
 from fedray.types import Arrays, Params, ServerState
 
 MOVED = "fedvlr/moved"
@@ -77,9 +77,10 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
     routed = PARAMETERS if len(config.views) > 1 else ()
     tables = views.tables + kept
 
-    def broadcast(params: Arrays) -> Arrays:
-        plain = {k: v for k, v in params.items() if not k.startswith("operator/") and (k != TABLE or added)}
-        return plain | views.make(params, params[TABLE])
+    def sent(params: Arrays, without: Sequence[str] = ()) -> Arrays:
+        ids = np.zeros_like(params[TABLE]) if "id" in without else params[TABLE]
+        plain = {k: v for k, v in {**params, TABLE: ids}.items() if not k.startswith("operator/")}
+        return {k: v for k, v in plain.items() if k != TABLE or added} | views.make(params, ids, without)
 
     return inner._replace(
         name=f"fedvlr({inner.name})",
@@ -92,11 +93,13 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         server_step=_server_step(inner, config, views),
         personalise=_personalise(inner),
         score=_fused_score(inner, config, views.tables, added),
-        broadcast=broadcast,
+        broadcast=sent,
         within=lambda plugin: wrap(plugin(inner), config, context),
         tuned=tables if inner.tuned else (),
         fixed=() if inner.tuned else views.tables,
         kernel=_kernel(inner, config, views.tables),
+        traits=_traits(config, views),
+        ablations=None if inner.tuned or inner.collects else views.ablations(sent),
     )
 
 
@@ -106,6 +109,19 @@ def _kernel(inner: Method, config: Config, views: tuple[str, ...]) -> Kernel | N
         return None
     names = PARAMETERS if len(views) > 1 else ()
     return inner.routed(Routing(views, names, config.router_dim, KINDS[config.weights, config.softmax]))
+
+
+def _traits(config: Config, views: Views) -> Traits | None:
+    """How much a client's router makes of each view, mean over its training items; sums to 1."""
+    if len(views.names) == 1:
+        return None
+
+    def of(params: Params) -> torch.Tensor:
+        rows = torch.cat([params[k] for k in views.tables], dim=1)
+        every = torch.ones(len(rows), dtype=torch.bool)
+        return shares(rows, params, every, config.weights, _twice(config)).double().mean(dim=0)
+
+    return Traits(tuple(f"router/{name}" for name in views.names), views.tables, PARAMETERS, of)
 
 
 def _width(inner: Method, context: Context) -> int:
