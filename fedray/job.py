@@ -312,11 +312,11 @@ def conclude(
     seconds: float,
 ) -> Result:
     """Metrics beside their controls, and what does not look right."""
-    outcome = with_slices(job, outcome)
-    metric = ablation.metric_of(outcome.users, job.rules.lead)
-    content = outcome.ablation.get(ablation.CONTENT)
-    names = job.config.evaluation.slices
-    gained = ablation.gains(outcome.users, content.users, metric, job.data, names) if content else {}
+    names, metric = job.config.evaluation.slices, ablation.metric_of(outcome.users, job.rules.lead)
+    parts = ablation.with_slices(outcome.ablation, job.data, names)
+    gained = ablation.gains(outcome.users, parts, metric, job.data, names)
+    test = {**outcome.test, **slices.of_run(outcome.users, job.data, names)}
+    outcome = replace(outcome, test=test, ablation=parts)
     tests = {name: found["test"] for name, found in control.items()}
     if outcome.local_only:
         tests["local_only"] = dict(outcome.local_only["test"])
@@ -328,16 +328,6 @@ def conclude(
     references = {name: found[job.rules.lead] for name, found in valid.items()}
     flags = flags_of(job, outcome, tests)
     return Result(run_id, outcome, tests, references, timing, flags, about(job), gained, tuple(reports))
-
-
-def with_slices(job: Prepared, outcome: Outcome) -> Outcome:
-    """With the test metrics over each slice of the clients, of the run and without each part."""
-
-    def sliced(test: Mapping[str, float], found: users.Users) -> dict[str, float]:
-        return {**test, **slices.of_run(found, job.data, job.config.evaluation.slices)}
-
-    parts = {k: replace(a, test=sliced(a.test, a.users)) for k, a in outcome.ablation.items()}
-    return replace(outcome, test=sliced(outcome.test, outcome.users), ablation=parts)
 
 
 def about(job: Prepared) -> dict[str, Any]:
@@ -378,10 +368,11 @@ def flags_of(job: Prepared, outcome: Outcome, tests: Mapping[str, Mapping[str, f
 def run_end(result: Result, job: Prepared, status: Status) -> RunEnd:
     """What the tracker keeps of the end."""
     outcome = result.outcome
+    read_by = ablation.metric_of(outcome.users, job.rules.lead)
     metrics = {f"test/{k}": v for k, v in outcome.test.items()}
     metrics |= {f"val/best_{k}": v for k, v in outcome.validation.items()}
     metrics |= {f"control/{c}/{k}": v for c, found in result.control.items() for k, v in found.items()}
-    metrics |= ablation.metrics(outcome.ablation, result.gains, ablation.metric_of(outcome.users, job.rules.lead))
+    metrics |= ablation.metrics(outcome.ablation, result.gains, read_by)
     metrics |= {"best_round": float(outcome.best_round), "time/total_s": result.seconds["total"]}
     parts = {k: a.test for k, a in outcome.ablation.items()}
     texts = {
@@ -394,24 +385,15 @@ def run_end(result: Result, job: Prepared, status: Status) -> RunEnd:
         + (f"\n{ablation_markdown(dict(outcome.test), parts)}" if parts else ""),
     }
     tags = {"fedray.protocol_note": job.rules.note, **result.flags}
-    files = {users.FILE: users.to_parquet(outcome.users), **pictures(result, job)}
+    files = {users.FILE: users.to_parquet(outcome.users), **pictures(result, job, read_by)}
     return RunEnd(status, metrics, tags, texts, result.references, files)
 
 
-def pictures(result: Result, job: Prepared) -> dict[str, bytes]:
+def pictures(result: Result, job: Prepared, metric: str) -> dict[str, bytes]:
     """What there is to draw of the clients and of the parts of the item rows."""
     if job.config.tracking.backend == "none":
         return {}
     from fedray.tracking import portraits  # matplotlib takes a while to import
-    from fedray.tracking.figures import png
 
-    outcome, about = result.outcome, result.about
-    metric = ablation.metric_of(outcome.users, job.rules.lead)
-    title = f"{about['method']}, {about['data']}, seed {about['seed']}"
-    full = ablation.Ablated(outcome.test, outcome.test_errors)
-    drawn = {
-        "router": portraits.router(result.reports, outcome.users, outcome.best_round, title),
-        "ablation": portraits.ablation(full, outcome.ablation, metric, title),
-        "content_gain": portraits.content_gain(result.gains, metric, title),
-    }
-    return {f"figures/{name}.png": png(figure) for name, figure in drawn.items() if figure is not None}
+    title = f"{job.config.method_name()}, {job.dataset.name}, seed {job.config.seed}"
+    return portraits.drawn(result.reports, result.outcome, result.gains, metric, title)

@@ -8,7 +8,7 @@ without it would do as well: for that, compare with a run of the backbone.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,11 @@ class Ablated:
     users: Users = field(default_factory=dict, compare=False)
 
 
+def with_slices(parts: Mapping[str, Ablated], data: ClientData, names: Sequence[Slice]) -> dict[str, Ablated]:
+    """With the metrics over each slice of the clients; `data` are all of them."""
+    return {k: replace(a, test={**a.test, **slices.of_run(a.users, data, names)}) for k, a in parts.items()}
+
+
 class Gain(NamedTuple):
     """Over some of the clients: who they are in words, how many, the mean gain and its standard error (NaN of one)."""
 
@@ -47,15 +52,17 @@ def metric_of(users: Users, lead: str) -> str:
     return next((name for name in (METRIC, lead, *metrics_in(users)) if name in users), "")
 
 
-def gains(full: Users, without: Users, metric: str, data: ClientData, names: Sequence[Slice]) -> dict[str, Gain]:
+def gains(
+    full: Users, parts: Mapping[str, Ablated], metric: str, data: ClientData, names: Sequence[Slice]
+) -> dict[str, Gain]:
     """All clients with a test item, the quarters by activity, and each slice that has any; `data` are all clients."""
-    if metric not in full or metric not in without:
+    if metric not in full or CONTENT not in parts:
         return {}
-    gain = full[metric] - without[metric]
+    gain = full[metric] - parts[CONTENT].users[metric]
     tested = np.searchsorted(data.client, full["client"])
-    parts = {ALL: ("all users", np.ones(len(gain), bool)), **activity(data.train.lengths()[tested])}
-    parts |= {k: (k.replace("_", " "), v[tested]) for k, v in slices.masks(data, names).items()}
-    return {name: _gain(label, gain[mask]) for name, (label, mask) in parts.items() if mask.any()}
+    groups = {ALL: ("all users", np.ones(len(gain), bool)), **activity(data.train.lengths()[tested])}
+    groups |= {k: (k.replace("_", " "), v[tested]) for k, v in slices.masks(data, names).items()}
+    return {name: _gain(label, gain[mask]) for name, (label, mask) in groups.items() if mask.any()}
 
 
 def activity(n_train: np.ndarray) -> dict[str, tuple[str, Bool[np.ndarray, " clients"]]]:

@@ -12,8 +12,22 @@ from matplotlib.figure import Figure
 from fedray.evaluation.ablation import Ablated, Gain
 from fedray.evaluation.metrics import AMONG_COLD
 from fedray.evaluation.users import Users, traits_in
-from fedray.tracking.figures import GREY, PALETTE, dress, series
+from fedray.federated.rounds import Outcome
+from fedray.tracking.figures import GREY, PALETTE, dress, png, series
 from fedray.types import RoundReport
+
+
+def drawn(
+    reports: Sequence[RoundReport], outcome: Outcome, gains: Mapping[str, Gain], metric: str, title: str
+) -> dict[str, bytes]:
+    """`figures/<name>.png` of those that there is something to draw for."""
+    full = Ablated(outcome.test, outcome.test_errors)
+    found = {
+        "router": router(reports, outcome.users, outcome.best_round, title),
+        "ablation": ablation(full, outcome.ablation, metric, title),
+        "content_gain": content_gain(gains, metric, title),
+    }
+    return {f"figures/{name}.png": png(figure) for name, figure in found.items() if figure is not None}
 
 
 def router(reports: Sequence[RoundReport], users: Users, best_round: int, title: str = "") -> Figure | None:
@@ -37,7 +51,7 @@ def _drift(axes: Axes, reports: Sequence[RoundReport], names: Sequence[str], bes
         rounds, means = series(reports, name)
         low, high = (series(reports, f"{name}_{p}")[1] for p in ("p10", "p90"))
         axes.plot(rounds, means, color=colour, lw=2.0, marker=".", label=_view(name))
-        axes.fill_between(rounds, low, high, color=colour, alpha=0.2, lw=0)
+        axes.fill_between(rounds, low, high, facecolor=colour, edgecolor=colour, alpha=0.18, lw=0.8)
     axes.axhline(1 / len(names), color=GREY, ls=":", lw=1.2, label="all alike")
     axes.axvline(best_round, color=GREY, ls="--", lw=1.2, label="selected round")
     dress(axes, "Mean over clients, band: 10th to 90th percentile", "round", "weight")
@@ -47,7 +61,9 @@ def _people(axes: Axes, users: Users, names: Sequence[str]) -> None:
     weights = np.stack([users[name] for name in names])
     weights = weights[:, np.isfinite(weights).all(axis=0)]
     n = weights.shape[1]
-    title = f"Each of {n:,} clients at the selected round"
+    most = np.bincount(weights.argmax(axis=0), minlength=len(names))
+    counts = ", ".join(f"{_view(name)} {k:,}" for name, k in zip(names, most))
+    title = "Each client at the selected round"
     if n == 0:
         return dress(axes, title, "clients", "weight")
     first = int(np.argmax(weights.std(axis=1)))
@@ -55,8 +71,9 @@ def _people(axes: Axes, users: Users, names: Sequence[str]) -> None:
     heights = weights[stack][:, np.argsort(-weights[first], kind="stable")]
     edges = np.repeat(np.arange(n + 1), 2)[1:-1]  # a step a client
     axes.stackplot(edges, np.repeat(heights, 2, axis=1), colors=[_colours(names)[i] for i in stack], lw=0)
-    dress(axes, title, f"clients, by weight of {_view(names[first])}", "weight")
+    dress(axes, title, f"{n:,} clients, by weight of {_view(names[first])}\nheaviest view: {counts}", "weight")
     axes.set(xlim=(0, n), ylim=(0, 1))
+    axes.grid(visible=False)
     return None
 
 
@@ -78,7 +95,7 @@ def ablation(full: Ablated, parts: Mapping[str, Ablated], metric: str, title: st
         dress(axes, "cold items among themselves" if name != metric else "all items", f"test {name}", "")
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.15)
-    figure.suptitle(f"Without a part of the item rows (bars: standard error over clients)\n{title}", fontweight="bold")
+    figure.suptitle(f"Without a part of the item rows (whiskers: standard error)\n{title}", fontweight="bold")
     return figure
 
 
@@ -96,7 +113,7 @@ def content_gain(gains: Mapping[str, Gain], metric: str, title: str = "") -> Fig
     axes.set_xticks(range(len(gains)), [_who(name, gain) for name, gain in gains.items()])
     dress(axes, "Mean over clients of the full model less the same without content", "", f"test {metric}, difference")
     axes.grid(visible=False, axis="x")
-    figure.suptitle(f"What content adds, and to whom (bars: standard error)\n{title}", fontweight="bold")
+    figure.suptitle(f"What content adds, and to whom (whiskers: standard error)\n{title}", fontweight="bold")
     return figure
 
 

@@ -54,7 +54,7 @@ OWN: dict[str, dict[str, list[Any]]] = {
     },
 }
 METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")
-QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false")
+QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false", "evaluation.ablation=false")
 
 
 def job_name(backbone: str, plugin: str, data: str) -> str:
