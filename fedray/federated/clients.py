@@ -29,6 +29,7 @@ from fedray.federated.local import LocalResult, LocalStart
 from fedray.federated.local_training import train_clients
 from fedray.federated.method import Method, Uploads
 from fedray.federated.scoring import score_clients
+from fedray.federated.traits import TRAITS, summed_traits, traits_of
 from fedray.federated.uploads import noise_keys, sum_uploads, upload_bytes, whole_uploads
 from fedray.types import Arrays, Broadcast, ClientData, Ragged, Split
 
@@ -219,7 +220,8 @@ def scored_store(host: ClientHost, which: str) -> ClientStore:
 def evaluate(
     host: ClientHost, broadcast: Broadcast, splits: tuple[Split, ...], which: str = "current"
 ) -> tuple[dict[str, MetricSums], Seconds]:
-    """Metric sums over this host's clients, per split, of the current round's store or of a kept one."""
+    """Metric sums over this host's clients, per split, of the current round's store or of a kept one; and, where the
+    method has traits, those of the clients."""
     seconds: Seconds = {}
     store = scored_store(host, which)
     sums: dict[str, MetricSums] = dict.fromkeys(splits, MetricSums.zero())
@@ -227,6 +229,9 @@ def evaluate(
         for who, scores in score_clients(host.method, store, broadcast.params, host.device):
             for split in splits:
                 sums[split] = sums[split].merge(measure(host, who, scores, split))
+    if host.method.traits is not None:
+        with timed(seconds, "traits"):
+            sums[TRAITS] = summed_traits(traits_of(host.method, host.data, store, broadcast.params))
     return sums, seconds
 
 
@@ -247,12 +252,13 @@ def measure_each(
 
 
 def per_client(host: ClientHost, broadcast: Broadcast, which: str = "best") -> tuple[MetricSums, Users]:
-    """The test metrics of a kept round's store, in one pass: their sums, and each client's own."""
-    total, parts = MetricSums.zero(), []
-    for who, scores in score_clients(host.method, scored_store(host, which), broadcast.params, host.device):
+    """The test metrics of a kept round's store, in one pass: their sums, and each client's own, with its traits."""
+    total, parts, store = MetricSums.zero(), [], scored_store(host, which)
+    traits = traits_of(host.method, host.data, store, broadcast.params)
+    for who, scores in score_clients(host.method, store, broadcast.params, host.device):
         found = measure_each(host, who, scores, "test")
         total = total.merge(summed(found))
-        parts.append(users_of(host.data.client[who], found))
+        parts.append(users_of(host.data.client[who], found, {k: v[who] for k, v in traits.items()}))
     return total, merged(parts)
 
 

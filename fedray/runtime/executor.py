@@ -14,7 +14,7 @@ from fedray.evaluation.users import Users
 from fedray.federated.clients import Seconds, TrainReport
 from fedray.federated.executor import Sums, merge_reports, merge_sums, merge_users
 from fedray.federated.method import Uploads
-from fedray.types import Broadcast, Split
+from fedray.types import Arrays, Broadcast, Split
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class RayExecutor:
 
     def __init__(self, actors: Sequence[Any], clients: Int[np.ndarray, " n"]) -> None:
         self._actors = list(actors)
-        self._put: tuple[int, Any] | None = None
+        self._put: tuple[Arrays, Any] | None = None
         self._members: list[Any] = []
         self.clients = clients
 
@@ -73,9 +73,10 @@ class RayExecutor:
         list(as_they_land([a.nothing.remote(params, broadcast.round) for a in self._actors]))
 
     def _ref(self, broadcast: Broadcast) -> Any:
-        """The state after a round is evaluated and then trained from: it is put once."""
-        if self._put is None or self._put[0] != broadcast.round:
-            self._put = (broadcast.round, ray.put(broadcast.params))
+        """The state after a round is evaluated and then trained from: it is put once. Known by itself and not by its
+        round: at the end a round goes down in several versions."""
+        if self._put is None or self._put[0] is not broadcast.params:
+            self._put = (broadcast.params, ray.put(broadcast.params))
         return self._put[1]
 
 

@@ -69,7 +69,7 @@ OFF: dict[str, dict[str, Any]] = {
 }
 """Content switched off: what a plug-in does where content is of no use."""
 METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")
-QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false")
+QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false", "evaluation.ablation=false")
 
 
 def job_name(backbone: str, plugin: str, data: str) -> str:

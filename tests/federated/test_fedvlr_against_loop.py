@@ -83,7 +83,7 @@ CASES = {
     "gpfedrec-residual": (of(GPFEDREC, operator_lr=1.0, **RESIDUAL), {}),
     "gpfedrec-item-decay": (of(GPFEDREC, operator_lr=1.0, **ITEM, backbone={"neighbours": 5, "graph_layers": 2}), WD),
     "gpfedrec-double-half": (of(GPFEDREC, operator_lr=1.0, **DOUBLE, backbone={"reg": 3.0}), {**HALF, **WD}),
-    "gpfedrec-bpr-moving": (of(GPFEDREC, operator_lr=1.0, **MOVING), {**BPR, **STEPS}),
+    "gpfedrec-bpr-moving": (of(GPFEDREC, operator_lr=0.3, **MOVING), {**BPR, **STEPS}),
 }
 EACH = pytest.mark.parametrize("case", CASES)
 PATHS = pytest.mark.parametrize("path", ["compiled", "vmap"])

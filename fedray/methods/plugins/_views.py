@@ -2,7 +2,7 @@
 the ID table and the operators. Clients are sent views and nothing else of it: there, a `Views` made of the features'
 names says what goes down, and raises `ContentError` if it is asked for more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -64,11 +64,19 @@ class Views:
             out |= {f"operator/{v}/{k}": a * quiet if k == "output_weight" else a for k, a in made.items()}
         return out
 
-    def make(self, params: Mapping[str, np.ndarray], ids: np.ndarray) -> Arrays:
-        """Table name -> view [M, width], from the server's parameters and the ID table."""
+    def make(self, params: Mapping[str, np.ndarray], ids: np.ndarray, without: Sequence[str] = ()) -> Arrays:
+        """Table name -> view [M, width], from the server's parameters and the ID table; as if no item had the features
+        in `without`."""
         with torch.no_grad():
-            found = self._fused(_tensors(params), torch.from_numpy(np.ascontiguousarray(ids)))
+            found = self._fused(_tensors(params), torch.from_numpy(np.ascontiguousarray(ids)), without)
         return {k: v.numpy() for k, v in found.items()}
+
+    def ablations(self, sent: Callable[[Arrays, Sequence[str]], Arrays]) -> Callable[[Arrays], Mapping[str, Arrays]]:
+        """`Method.ablations` of a method that sends `sent(params, parts left out)`: without the ID rows, without each
+        feature where there are several, and without any."""
+        each = {f"without_{m}": (m,) for m in self.sources} if len(self.sources) > 1 else {}
+        parts = {"without_id": ("id",), **each, "without_content": self.sources}
+        return lambda params: {name: sent(params, without) for name, without in parts.items()}
 
     def back(self, params: Mapping[str, np.ndarray], ids: np.ndarray, steps: Arrays) -> tuple[np.ndarray, Arrays]:
         """The steps of the views [M, width], as the chain rule hands them on: of the ID table, and of each operator's
@@ -81,9 +89,10 @@ class Views:
         whole = [torch.zeros_like(x) if g is None else g for x, g in zip([table, *leaves.values()], found)]
         return whole[0].numpy(), {k: g.numpy() for k, g in zip(leaves, whole[1:])}
 
-    def _fused(self, params: Params, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _fused(self, params: Params, ids: torch.Tensor, without: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         x, there = {"id": ids}, {"id": torch.ones(len(ids), dtype=torch.bool)}
-        for m, (content, mask) in self._content.items():
+        for m, (content, present) in self._content.items():
+            mask = torch.zeros_like(present) if m in without else present
             projected = content @ params[f"operator/{m}/projection_weight"].T + params[f"operator/{m}/projection_bias"]
             x[m], there[m] = projected * mask[:, None], mask
         found = {}

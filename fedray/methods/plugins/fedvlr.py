@@ -27,7 +27,7 @@ to earn its place (with the authors' start, `residual: false`, `gain: 1` and `pr
 on ML-100K). Projections start along the content's principal axes: of 384 numbers, 32 random mixtures tell less.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -41,7 +41,7 @@ from fedray.errors import UnsupportedError
 from fedray.federated.aggregate import Aggregate, RowSum, mean_deltas
 from fedray.federated.kernels.router import KINDS
 from fedray.federated.local import Phase
-from fedray.federated.method import Batch, Kernel, Method, Routing, Uploads
+from fedray.federated.method import Batch, Kernel, Method, Routing, Traits, Uploads
 from fedray.methods.backbones.fcf import TABLE, WEIGHT
 from fedray.methods.backbones.fedncf import USER
 from fedray.methods.context import Context
@@ -49,7 +49,7 @@ from fedray.methods.plugins import fedopt
 from fedray.methods.plugins._views import Views
 from fedray.models.fusions import linear
 from fedray.models.projection import Start
-from fedray.models.router import PARAMETERS, Weights, mixed
+from fedray.models.router import PARAMETERS, Weights, mixed, shares
 from fedray.types import Arrays, FeatureNames, Params, ServerState
 
 MOVED = "fedvlr/moved"
@@ -87,9 +87,10 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
     routed = PARAMETERS if len(config.views) > 1 else ()
     tables = views.tables + kept
 
-    def broadcast(params: Arrays) -> Arrays:
-        plain = {k: v for k, v in params.items() if not k.startswith("operator/") and (k != TABLE or added)}
-        return plain | views.make(params, params[TABLE])
+    def sent(params: Arrays, without: Sequence[str] = ()) -> Arrays:
+        ids = np.zeros_like(params[TABLE]) if "id" in without else params[TABLE]
+        plain = {k: v for k, v in {**params, TABLE: ids}.items() if not k.startswith("operator/")}
+        return {k: v for k, v in plain.items() if k != TABLE or added} | views.make(params, ids, without)
 
     return inner._replace(
         name=f"fedvlr({inner.name})",
@@ -102,11 +103,13 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         server_step=_server_step(inner, config, views),
         personalise=_personalise(inner),
         score=_fused_score(inner, config, views.tables, added),
-        broadcast=broadcast,
+        broadcast=sent,
         within=lambda plugin: wrap(plugin(inner), config, context),
         tuned=tables if inner.tuned else (),
         fixed=views.tables if config.rows == "fixed" and not inner.tuned else (),
         kernel=_kernel(inner, config, views.tables),
+        traits=_traits(config, views),
+        ablations=None if inner.tuned or inner.collects else views.ablations(sent),
     )
 
 
@@ -116,6 +119,19 @@ def _kernel(inner: Method, config: Config, views: tuple[str, ...]) -> Kernel | N
         return None
     names = PARAMETERS if len(views) > 1 else ()
     return inner.routed(Routing(views, names, config.router_dim, KINDS[config.weights, config.softmax]))
+
+
+def _traits(config: Config, views: Views) -> Traits | None:
+    """How much a client's router makes of each view, mean over its training items; sums to 1."""
+    if len(views.names) == 1:
+        return None
+
+    def of(params: Params) -> torch.Tensor:
+        rows = torch.cat([params[k] for k in views.tables], dim=1)
+        every = torch.ones(len(rows), dtype=torch.bool)
+        return shares(rows, params, every, config.weights, _twice(config)).double().mean(dim=0)
+
+    return Traits(tuple(f"router/{name}" for name in views.names), views.tables, PARAMETERS, of)
 
 
 def _width(inner: Method, context: Context) -> int:
