@@ -29,6 +29,7 @@ Each message says where, what was found, what was expected and what to do about 
     +- TrainingError                  exit code 1
     |  +- NonFiniteLossError          names round and clients
     |  +- AggregateOverflowError      a sum that leaves the fixed-point range
+    +- ContentError                   exit code 1: the content of items, asked for on a client
     +- EncoderError                   exit code 1: an encoder that does not work, or was closed
     +- ResourceError                  exit code 3
     |  +- MemoryPlanError             the plan does not fit; says the figures
@@ -171,6 +172,10 @@ class NonFiniteLossError(TrainingError):
 
 class AggregateOverflowError(TrainingError):
     """A sum over clients that leaves the fixed-point range."""
+
+
+class ContentError(FedrayError):
+    """Content of items where only its names are: on a client, which computes with the server's views."""
 
 
 class EncoderError(FedrayError):

@@ -22,9 +22,10 @@ from fedray.data.negatives import shortlists
 from fedray.data.protocols import Protocol, rules_of
 from fedray.embeddings.report import FeatureReport
 from fedray.errors import Terminated, UnsupportedError
-from fedray.evaluation import slices, users
+from fedray.evaluation import ablation, slices, users
+from fedray.evaluation.ablation import Gain
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
-from fedray.evaluation.table import end_markdown, end_table
+from fedray.evaluation.table import ablation_markdown, ablation_table, end_markdown, end_table
 from fedray.federated import rounds
 from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
@@ -70,6 +71,8 @@ class Result:
     seconds: Mapping[str, float]
     flags: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    gains: Mapping[str, Gain] = field(default_factory=dict)
+    reports: Sequence[RoundReport] = field(default=(), repr=False)
 
     def summary(self) -> dict[str, Any]:
         """For scripts: stable keys."""
@@ -82,6 +85,8 @@ class Result:
             "test": dict(self.outcome.test),
             "validation": dict(self.outcome.validation),
             "control": {k: dict(v) for k, v in self.control.items()},
+            "ablation": {k: dict(v.test) for k, v in self.outcome.ablation.items()},
+            "content_gain": {k: g._asdict() for k, g in self.gains.items()},
             "seconds": dict(self.seconds),
             "comm": {"bytes_down": self.outcome.bytes_down, "bytes_up": self.outcome.bytes_up},
             "flags": dict(self.flags),
@@ -215,6 +220,9 @@ def show_end(console: Console, result: Result, ks: list[int], where: str) -> Non
     control, rules = {k: dict(v) for k, v in result.control.items()}, result.about
     say(console, f"protocol {rules['protocol']}: {rules['protocol_note']}")
     console.print(end_table(dict(result.outcome.test), control, ks=ks))
+    if parts := result.outcome.ablation:
+        say(console, "\nthe same model without a part:")
+        console.print(ablation_table(dict(result.outcome.test), {k: a.test for k, a in parts.items()}, ks))
     for flag, text in result.flags.items():
         console.print(f"{flag}: {text}", style="yellow", markup=False, soft_wrap=True)
     say(console, where)
@@ -284,8 +292,9 @@ def _on_ray(job: Prepared, plan: Plan) -> Iterator[Federation]:
 
         def finish() -> Outcome:
             outcome = get(crew.driver.finish.remote())
-            # A copy: what arrived is a view of Ray's memory, and a family keeps it until after Ray has gone.
-            return replace(outcome, users={k: v.copy() for k, v in outcome.users.items()})
+            # Copies: what arrived is a view of Ray's memory, and a family keeps it until after Ray has gone.
+            parts = {k: replace(a, users=users.copied(a.users)) for k, a in outcome.ablation.items()}
+            return replace(outcome, users=users.copied(outcome.users), ablation=parts)
 
         yield Federation(
             each,
@@ -303,8 +312,11 @@ def conclude(
     seconds: float,
 ) -> Result:
     """Metrics beside their controls, and what does not look right."""
-    sliced = slices.of_run(outcome.users, job.data, job.config.evaluation.slices)
-    outcome = replace(outcome, test={**outcome.test, **sliced})
+    names, metric = job.config.evaluation.slices, ablation.metric_of(outcome.users, job.rules.lead)
+    parts = ablation.with_slices(outcome.ablation, job.data, names)
+    gained = ablation.gains(outcome.users, parts, metric, job.data, names)
+    test = {**outcome.test, **slices.of_run(outcome.users, job.data, names)}
+    outcome = replace(outcome, test=test, ablation=parts)
     tests = {name: found["test"] for name, found in control.items()}
     if outcome.local_only:
         tests["local_only"] = dict(outcome.local_only["test"])
@@ -314,7 +326,8 @@ def conclude(
     alone = {"local_only": outcome.local_only["valid"]} if outcome.local_only else {}
     valid = {**{name: found["valid"] for name, found in control.items()}, **alone}
     references = {name: found[job.rules.lead] for name, found in valid.items()}
-    return Result(run_id, outcome, tests, references, timing, flags_of(job, outcome, tests), about(job))
+    flags = flags_of(job, outcome, tests)
+    return Result(run_id, outcome, tests, references, timing, flags, about(job), gained, tuple(reports))
 
 
 def about(job: Prepared) -> dict[str, Any]:
@@ -355,18 +368,32 @@ def flags_of(job: Prepared, outcome: Outcome, tests: Mapping[str, Mapping[str, f
 def run_end(result: Result, job: Prepared, status: Status) -> RunEnd:
     """What the tracker keeps of the end."""
     outcome = result.outcome
+    read_by = ablation.metric_of(outcome.users, job.rules.lead)
     metrics = {f"test/{k}": v for k, v in outcome.test.items()}
     metrics |= {f"val/best_{k}": v for k, v in outcome.validation.items()}
     metrics |= {f"control/{c}/{k}": v for c, found in result.control.items() for k, v in found.items()}
+    metrics |= ablation.metrics(outcome.ablation, result.gains, read_by)
     metrics |= {"best_round": float(outcome.best_round), "time/total_s": result.seconds["total"]}
+    parts = {k: a.test for k, a in outcome.ablation.items()}
     texts = {
         "summary.json": json.dumps(result.summary(), indent=2, default=str),
         "table.md": end_markdown(
             dict(outcome.test),
             {k: dict(v) for k, v in result.control.items()},
             title=f"protocol `{job.rules.name}`: {job.rules.note}",
-        ),
+        )
+        + (f"\n{ablation_markdown(dict(outcome.test), parts)}" if parts else ""),
     }
     tags = {"fedray.protocol_note": job.rules.note, **result.flags}
-    files = {users.FILE: users.to_parquet(outcome.users)}
+    files = {users.FILE: users.to_parquet(outcome.users), **pictures(result, job, read_by)}
     return RunEnd(status, metrics, tags, texts, result.references, files)
+
+
+def pictures(result: Result, job: Prepared, metric: str) -> dict[str, bytes]:
+    """What there is to draw of the clients and of the parts of the item rows."""
+    if job.config.tracking.backend == "none":
+        return {}
+    from fedray.tracking import portraits  # matplotlib takes a while to import
+
+    title = f"{job.config.method_name()}, {job.dataset.name}, seed {job.config.seed}"
+    return portraits.drawn(result.reports, result.outcome, result.gains, metric, title)

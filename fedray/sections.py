@@ -70,6 +70,7 @@ class EvaluationConfig(Closed):
         True, description="random, popularity, constant, each feature's content and central EASE beside"
     )
     local_only: bool = Field(False, description="also train with federation off: the leak detector")
+    ablation: bool = Field(True, description="score the end once more without ID rows and each feature of the items")
     slices: tuple[Slice, ...] = Field(
         (), description="test metrics over parts of the clients too: cold_items, cold_users, tail"
     )

@@ -93,6 +93,18 @@ class ItemFeatures:
     present: Mapping[str, Bool[np.ndarray, " items"]]
     fingerprint: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What they are called, sorted."""
+        return tuple(sorted(self.tables))
+
+
+@dataclass(frozen=True)
+class FeatureNames:
+    """All that a client knows of the items' features: what they are called. The content is the server's."""
+
+    names: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class ClientData:

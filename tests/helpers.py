@@ -52,6 +52,11 @@ def executor(config, data, parts=None, device="cpu", features=None):
     return SerialExecutor([make_host(config, method, data.take(np.asarray(p)), device) for p in parts])
 
 
+def first(config, data, features=None):
+    """The broadcast before the first round."""
+    return rounds.start(config, build(config, data.n_items, features)).broadcast
+
+
 def run(config, data, parts=None, features=None):
     """(final Run, reports, Outcome, executor) of a whole run."""
     where = executor(config, data, parts, features=features)

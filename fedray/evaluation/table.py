@@ -50,7 +50,18 @@ def end_table(
     ks: the cut-offs shown (None: all); kinds: of hr, recall, ndcg, mrr. A control that is not there has
     no column; a value that is not there is a dash. Four decimals.
     """
-    header, blocks = _cells(test, controls, ks, kinds)
+    columns = {"run": test, **controls}
+    return _both(*_cells(columns, _shown(columns), ks, kinds), title)
+
+
+def ablation_table(
+    test: Mapping[str, float], parts: Mapping[str, Mapping[str, float]], ks: Collection[int] | None = None
+) -> "EndTable":
+    """The same rows with the model once more without each part of the item rows: hr and ndcg."""
+    return _both(*_cells({"run": test, **parts}, _without(parts), ks, KINDS), "")
+
+
+def _both(header: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]], title: str) -> "EndTable":
     return EndTable(*(_table(header, blocks, title, narrow) for narrow in (False, True)))
 
 
@@ -86,7 +97,18 @@ def end_markdown(
     title: str = "",
 ) -> str:
     """The same table as Markdown, a paragraph of its own for the title; ends with a newline."""
-    header, blocks = _cells(test, controls, ks, kinds)
+    columns = {"run": test, **controls}
+    return _markdown(*_cells(columns, _shown(columns), ks, kinds), title)
+
+
+def ablation_markdown(
+    test: Mapping[str, float], parts: Mapping[str, Mapping[str, float]], ks: Collection[int] | None = None
+) -> str:
+    """`ablation_table` as Markdown, a paragraph of its own for what it is."""
+    return _markdown(*_cells({"run": test, **parts}, _without(parts), ks, KINDS), "the same model without a part")
+
+
+def _markdown(header: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]], title: str) -> str:
     rule = ["---"] + ["---:"] * (len(header) - 1)
     head = f"{title}\n\n" if title else ""
     return head + "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *chain(*blocks)])
@@ -98,15 +120,13 @@ def split_of(controls: Mapping[str, Mapping[str, Mapping[str, float]]], split: s
 
 
 def _cells(
-    test: Mapping[str, float],
-    controls: Mapping[str, Mapping[str, float]],
+    columns: Mapping[str, Mapping[str, float]],
+    shown: Mapping[str, str],
     ks: Collection[int] | None,
     kinds: Sequence[str],
 ) -> tuple[list[str], list[list[list[str]]]]:
-    """The header, and rows in blocks: all clients, then each slice, below a row with its name."""
-    columns = {"run": test, **controls}
-    shown = _shown(columns)
-    blocks = []
+    """The header (`shown`: heading -> column), and rows in blocks: all clients, then each slice, below its name."""
+    test, blocks = columns["run"], []
     for part, metrics in _metrics(test, ks, kinds).items():
         above = [[_called(part, test), *[""] * len(shown)]] if part else []
         rows = [[m.removeprefix(part), *(number(columns[c].get(m)) for c in shown.values())] for m in metrics]
@@ -131,10 +151,15 @@ def _shown(columns: Collection[str]) -> dict[str, str]:
     return found
 
 
+def _without(parts: Collection[str]) -> dict[str, str]:
+    """Heading -> name: `without_text` is headed `without text`."""
+    return {COLUMNS["run"]: "run", **{name.replace("_", " ", 1): name for name in parts}}
+
+
 def _heading(name: str, narrow: bool) -> str:
     """A feature's is on two lines."""
-    first = f"{COLUMNS[CONTENT]} "
-    if not name.startswith(first):
+    first = next((f for f in (f"{COLUMNS[CONTENT]} ", "without ") if name.startswith(f)), "")
+    if not first:
         return NARROW.get(name, name) if narrow else name
     feature = name.removeprefix(first)
     return f"{first.strip()}\n{feature if len(feature) <= FEATURE_WIDTH else feature[: FEATURE_WIDTH - 1] + '…'}"

@@ -3,13 +3,15 @@
 Columns of equal length: `client`, dense ids in ascending order, and one column per metric. Only hr and ndcg (of every
 ranking) are kept, to stay small. Clients without a test item are left out, as they are from the mean, so the mean of a
 column is the reported metric. There is no external id and no interaction; what a value tells is how high a client's
-test items came, never which items these are.
+test items came, never which items these are. Where a method has traits (the weights of a client's router), they are
+columns, too, with a slash in their names; NaN where a client has no training item.
 """
 
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow
@@ -21,14 +23,16 @@ from fedray.evaluation.metrics import ByClient
 
 FILE = "users.parquet"
 Users = Mapping[str, np.ndarray]
+NO_TRAITS: Users = MappingProxyType({})
 _KEPT = re.compile(r"(\w+_)?(hr|ndcg)_at_\d+")
 
 
-def users_of(client: Int[np.ndarray, " clients"], found: ByClient) -> Users:
+def users_of(client: Int[np.ndarray, " clients"], found: ByClient, traits: Users = NO_TRAITS) -> Users:
     """The columns of these clients; every kept metric counts the same clients, those with a test item."""
     kept = {name: pair for name, pair in found.items() if _KEPT.fullmatch(name)}
     counted = next(iter(kept.values()))[1] > 0
-    return {"client": client[counted], **{name: values[counted] for name, (values, _) in kept.items()}}
+    columns = {"client": client, **{name: values for name, (values, _) in kept.items()}, **traits}
+    return {name: values[counted] for name, values in columns.items()}
 
 
 def merged(parts: Iterable[Users]) -> Users:
@@ -40,9 +44,19 @@ def merged(parts: Iterable[Users]) -> Users:
     return {name: np.concatenate([p[name] for p in there])[order] for name in there[0]}
 
 
+def copied(users: Users) -> Users:
+    """In memory of their own."""
+    return {k: v.copy() for k, v in users.items()}
+
+
 def metrics_in(users: Users) -> list[str]:
     """The names of the metrics."""
-    return [name for name in users if name != "client"]
+    return [name for name in users if _KEPT.fullmatch(name)]
+
+
+def traits_in(users: Users) -> list[str]:
+    """The names of the traits."""
+    return [name for name in users if "/" in name]
 
 
 def beside(summary: Path, seed: int | None = None) -> Path:

@@ -30,6 +30,7 @@ from fedray.federated.local import LocalResult, LocalStart
 from fedray.federated.local_training import train_clients
 from fedray.federated.method import Method, Uploads
 from fedray.federated.scoring import score_clients
+from fedray.federated.traits import TRAITS, summed_traits, traits_of
 from fedray.federated.uploads import (
     grouping_bytes,
     noise_keys,
@@ -86,15 +87,24 @@ class TrainReport:
     vectors: tuple[Uploads, ...] = ()
 
 
-def make_host(config: RunConfig, method: Method, data: ClientData, device: str = "cpu") -> ClientHost:
-    """Clients at their start. Initial values depend on seed and client only."""
+def make_host(
+    config: RunConfig, method: Method, data: ClientData, device: str = "cpu", initial: Arrays | None = None
+) -> ClientHost:
+    """Clients at their start. Initial values depend on seed and client only. initial: `first_tables`, for a method
+    that does not have the content to make them (nothing is kept of them but copies)."""
     rules = rules_of(config.evaluation)
     private = method.init_clients(config.seed, data.client)
-    shared = method.down(method.init_server(config.seed)) if method.tuned or method.collects else {}
+    shared = first_tables(method, config.seed) if initial is None else initial
     tables, whole = ({k: shared[k] for k in names} for names in (method.tuned, method.collects))
     store = client_store.fresh(private, len(data), tables, method.init_private_rows(config.seed), whole)
     shortlist = shortlists(config.data.seed, data, rules)
     return ClientHost(config, method, data, spared(data, rules), shortlist, store, store, device)
+
+
+def first_tables(method: Method, seed: int) -> Arrays:
+    """Of the broadcast before the first round, the tables that clients start from: those they tune or keep whole."""
+    names = {*method.tuned, *method.collects}
+    return {k: v for k, v in method.down(method.init_server(seed)).items() if k in names} if names else {}
 
 
 def train(
@@ -248,7 +258,8 @@ def scored_store(host: ClientHost, which: str) -> ClientStore:
 def evaluate(
     host: ClientHost, broadcast: Broadcast, splits: tuple[Split, ...], which: str = "current"
 ) -> tuple[dict[str, MetricSums], Seconds]:
-    """Metric sums over this host's clients, per split, of the current round's store or of a kept one."""
+    """Metric sums over this host's clients, per split, of the current round's store or of a kept one; and, where the
+    method has traits, those of the clients."""
     seconds: Seconds = {}
     store = scored_store(host, which)
     sums: dict[str, MetricSums] = dict.fromkeys(splits, MetricSums.zero())
@@ -256,6 +267,9 @@ def evaluate(
         for who, scores in score_clients(host.method, store, broadcast.params, host.device):
             for split in splits:
                 sums[split] = sums[split].merge(measure(host, who, scores, split))
+    if host.method.traits is not None:
+        with timed(seconds, "traits"):
+            sums[TRAITS] = summed_traits(traits_of(host.method, host.data, store, broadcast.params))
     return sums, seconds
 
 
@@ -276,12 +290,13 @@ def measure_each(
 
 
 def per_client(host: ClientHost, broadcast: Broadcast, which: str = "best") -> tuple[MetricSums, Users]:
-    """The test metrics of a kept round's store, in one pass: their sums, and each client's own."""
-    total, parts = MetricSums.zero(), []
-    for who, scores in score_clients(host.method, scored_store(host, which), broadcast.params, host.device):
+    """The test metrics of a kept round's store, in one pass: their sums, and each client's own, with its traits."""
+    total, parts, store = MetricSums.zero(), [], scored_store(host, which)
+    traits = traits_of(host.method, host.data, store, broadcast.params)
+    for who, scores in score_clients(host.method, store, broadcast.params, host.device):
         found = measure_each(host, who, scores, "test")
         total = total.merge(summed(found))
-        parts.append(users_of(host.data.client[who], found))
+        parts.append(users_of(host.data.client[who], found, {k: v[who] for k, v in traits.items()}))
     return total, merged(parts)
 
 

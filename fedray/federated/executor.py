@@ -51,8 +51,8 @@ class Executor(Protocol):
         """Test metrics of the best round, summed and for each client by id."""
         ...
 
-    def local_only(self, rounds: int) -> Sums:
-        """The control with federation off."""
+    def local_only(self, first: Broadcast, rounds: int) -> Sums:
+        """The control with federation off, from the broadcast before the first round."""
         ...
 
 
@@ -90,9 +90,9 @@ class SerialExecutor:
         """See `Executor`."""
         return merge_users(clients.per_client(h, broadcast, which) for h in self._hosts)
 
-    def local_only(self, rounds: int) -> Sums:
+    def local_only(self, first: Broadcast, rounds: int) -> Sums:
         """See `Executor`."""
-        return merge_sums(((local_only(h, rounds), {}) for h in self._hosts), add)[0]
+        return merge_sums(((local_only(h, first, rounds), {}) for h in self._hosts), add)[0]
 
     def save(self, folder: str) -> list[str]:
         """Write the clients' best state; the files."""

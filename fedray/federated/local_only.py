@@ -16,23 +16,23 @@ from fedray.federated.clients import ClientHost, measure, samples_of
 from fedray.federated.kernels.linear import WIDTH
 from fedray.federated.local import LocalStart
 from fedray.federated.local_training import train_clients
-from fedray.types import Arrays, Split
+from fedray.types import Arrays, Broadcast, Split
 
 SPLITS: tuple[Split, ...] = ("valid", "test")
 
 
-def local_only(host: ClientHost, rounds: int) -> dict[str, MetricSums]:
-    """Metric sums of this host's clients after `rounds` rounds alone; all train in all rounds, on the CPU.
+def local_only(host: ClientHost, first: Broadcast, rounds: int) -> dict[str, MetricSums]:
+    """Metric sums of this host's clients after `rounds` rounds alone, from the broadcast before the first; all train in
+    all rounds, on the CPU.
 
     A block of clients at a time, each with a whole table of its own, so memory stays at WIDTH tables.
     """
     blocks = [np.arange(i, min(i + WIDTH, len(host.data))) for i in range(0, len(host.data), WIDTH)]
-    found = [_block(host, who, rounds) for who in blocks]
+    found = [_block(host, who, first.params, rounds) for who in blocks]
     return {s: reduce(MetricSums.merge, (f[s] for f in found), MetricSums.zero()) for s in SPLITS}
 
 
-def _block(host: ClientHost, who: Int[np.ndarray, " k"], rounds: int) -> dict[str, MetricSums]:
-    shared = host.method.down(host.method.init_server(host.config.seed))
+def _block(host: ClientHost, who: Int[np.ndarray, " k"], shared: Arrays, rounds: int) -> dict[str, MetricSums]:
     own = {k: np.repeat(v[None], len(who), axis=0) for k, v in shared.items()}
     own |= {k: np.repeat(v[None], len(who), axis=0) for k, v in host.method.init_private_rows(host.config.seed).items()}
     own |= host.method.init_clients(host.config.seed, host.data.client[who])

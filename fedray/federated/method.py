@@ -136,6 +136,19 @@ class Noise(NamedTuple):
     clip: float
 
 
+class Traits(NamedTuple):
+    """Numbers in [0, 1] that say what kind of client one is.
+
+    of: params of one client -> its numbers, one a name. It is given the client's `private` parameters, and of the
+    shared tables in `tables` the rows of its training items alone.
+    """
+
+    names: tuple[str, ...]
+    tables: tuple[str, ...]
+    private: tuple[str, ...]
+    of: Callable[[Params], Float[torch.Tensor, " names"]]
+
+
 class Method(NamedTuple):
     """A federated method.
 
@@ -173,6 +186,9 @@ class Method(NamedTuple):
     noise: what is done to uploads before they leave.
     kernel: may take the place of the vmapped functions.
     routed: the kernel where a plug-in makes the item rows by a router.
+    traits: what there is to tell of single clients: means and quantiles by round, each client's own once, at the end.
+    ablations: server's parameters -> what would go down without one part of the item rows, by name (`without_text`).
+      None where clients rank with copies of their own, on which what goes down has no say.
     """
 
     name: str
@@ -204,6 +220,8 @@ class Method(NamedTuple):
     noise: Noise | None = None
     kernel: Kernel | None = None
     routed: Callable[[Routing], Kernel] | None = None
+    traits: Traits | None = None
+    ablations: Callable[[Arrays], Mapping[str, Arrays]] | None = None
 
     def down(self, params: Arrays) -> Arrays:
         """What goes down to every client from the server's parameters."""

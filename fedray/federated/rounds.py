@@ -20,25 +20,28 @@ import numpy as np
 from fedray.config import RunConfig
 from fedray.data.protocols import Protocol, rules_of
 from fedray.errors import TrainingError
+from fedray.evaluation.ablation import Ablated
 from fedray.evaluation.metrics import MetricSums
-from fedray.evaluation.users import Users
+from fedray.evaluation.users import Users, metrics_in
 from fedray.federated import cohort
 from fedray.federated.clients import TrainReport, timed
 from fedray.federated.executor import Executor, Sums, merge_seconds
 from fedray.federated.method import Grouped, Method, Uploads
-from fedray.types import Broadcast, RoundReport, ServerState, Split
+from fedray.federated.traits import TRAITS
+from fedray.types import Arrays, Broadcast, RoundReport, ServerState, Split
 
 QUANTILES = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
 class Best:
-    """The selected round: the state before and after it is all that the final test needs."""
+    """The selected round: the state before and after it is all that the final test needs. params: the server's own."""
 
     round: int
     value: float
     broadcast: Broadcast
     validation: Mapping[str, float]
+    params: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Outcome:
     users: Users = field(default_factory=dict, compare=False)
     rounds: Mapping[str, int] = field(default_factory=dict)
     local_only_diverged: str = ""
+    test_errors: Mapping[str, float] = field(default_factory=dict)
+    ablation: Mapping[str, Ablated] = field(default_factory=dict)
 
 
 def start(config: RunConfig, method: Method) -> Run:
@@ -198,7 +203,7 @@ def select(run: Run, sums: Sums, executor: Executor) -> Run:
     won = [m for m in rules.select_on if m not in run.kept or _better(rules, here[m], run.kept[m].value)]
     for metric in won:
         executor.keep_best(slot(rules, metric))
-    new = {m: Best(run.state.round, here[m], broadcast, validation) for m in won}
+    new = {m: Best(run.state.round, here[m], broadcast, validation, run.state.params) for m in won}
     return replace(run, kept={**run.kept, **new}, since_best=0 if won else run.since_best + 1)
 
 
@@ -226,7 +231,29 @@ def finish(run: Run, executor: Executor) -> Outcome:
     alone, diverged = without_federation(run, executor)
     errors = alone["test"].standard_errors() if alone else {}
     by_split = {split: sums.means() for split, sums in alone.items()}
-    return Outcome(run.best.round, validation, test, by_split, errors, *run.total_bytes, users, at, diverged)
+    spread = mean_of([sums.standard_errors() for sums, _ in found])
+    parts = without_parts(run, executor)
+    total = run.total_bytes
+    return Outcome(run.best.round, validation, test, by_split, errors, *total, users, at, diverged, spread, parts)
+
+
+def without_parts(run: Run, executor: Executor) -> dict[str, Ablated]:
+    """The test set scored once more without each part of the item rows that the method can leave out."""
+    if not run.config.evaluation.ablation or run.method.ablations is None:
+        return {}
+    rules, found = rules_of(run.config.evaluation), dict[str, list[tuple[MetricSums, Users]]]()
+    for metric, best in run.kept.items():
+        for name, params in run.method.ablations(best.params).items():
+            scored = executor.per_client(Broadcast(best.round, params), slot(rules, metric))
+            found.setdefault(name, []).append(scored)
+    return {name: ablated(parts) for name, parts in found.items()}
+
+
+def ablated(parts: Sequence[tuple[MetricSums, Users]]) -> Ablated:
+    """Means over the selected rounds."""
+    test, errors = (mean_of([of(sums) for sums, _ in parts]) for of in (MetricSums.means, MetricSums.standard_errors))
+    users = mean_of([each for _, each in parts])
+    return Ablated(test, errors, {k: users[k] for k in ("client", *metrics_in(users))})
 
 
 def without_federation(run: Run, executor: Executor) -> tuple[Sums, str]:
@@ -235,7 +262,7 @@ def without_federation(run: Run, executor: Executor) -> tuple[Sums, str]:
     if not run.config.evaluation.local_only:
         return {}, ""
     try:
-        return executor.local_only(run.config.train.rounds), ""
+        return executor.local_only(start(run.config, run.method).broadcast, run.config.train.rounds), ""
     except TrainingError as error:
         return {}, error.found
 
@@ -248,19 +275,15 @@ def mean_of(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def flat(sums: Sums) -> dict[str, float]:
-    """`val/ndcg_at_10`, its quantiles over clients, `test/...` where it was scored."""
+    """`val/ndcg_at_10`, its quantiles over clients, `test/...` where it was scored; traits under their own names."""
     out: dict[str, float] = {}
     for split, found in sums.items():
-        prefix = "val" if split == "valid" else split
-        out |= {f"{prefix}/{name}": value for name, value in found.means().items()}
-        out |= _quantiles(prefix, found)
+        prefix = {"valid": "val/", TRAITS: ""}.get(split, f"{split}/")
+        out |= {f"{prefix}{name}": value for name, value in found.means().items()}
+        wanted = [n for n in found.histograms if n == "ndcg_at_10" or len(found.histograms) == 1 or split == TRAITS]
+        out |= {f"{prefix}{name}{k}": v for name in wanted for k, v in _quantiles(found, name).items()}
     return out
 
 
-def _quantiles(prefix: str, found: MetricSums) -> dict[str, float]:
-    return {
-        f"{prefix}/{name}_p{round(100 * q)}": value
-        for name in found.histograms
-        if name == "ndcg_at_10" or len(found.histograms) == 1
-        for q, value in found.quantiles(name, QUANTILES).items()
-    }
+def _quantiles(found: MetricSums, name: str) -> dict[str, float]:
+    return {f"_p{round(100 * q)}": value for q, value in found.quantiles(name, QUANTILES).items()}

@@ -27,14 +27,15 @@ def score_clients(
     tuned rows, with its own table: its touched rows, and for the others the broadcast of its last round; where it
     keeps whole tables, with those. A client that never trained has the current broadcast.
     """
-    for base, who in _by_base(store, params):
+    for base, who in by_base(store, params):
         for i in range(0, len(who), GROUP):
             part = who[i : i + GROUP]
             blocks = [part[j : j + WIDTH] for j in range(0, len(part), WIDTH)]
             yield part, np.concatenate([_score_block(method, store, base, b, device) for b in blocks])
 
 
-def _by_base(store: ClientStore, params: Arrays) -> Iterator[tuple[Arrays, Int[np.ndarray, " k"]]]:
+def by_base(store: ClientStore, params: Arrays) -> Iterator[tuple[Arrays, Int[np.ndarray, " k"]]]:
+    """Tables, and the positions of the clients that score over them."""
     if store.tuned is None:
         yield params, np.arange(len(store.last_round))
         return

@@ -5,11 +5,14 @@ from fedray.federated.local import Phase
 from fedray.federated.local_training import check_optimizer
 from fedray.federated.method import Method
 from fedray.methods.context import Context
-from fedray.types import ItemFeatures
+from fedray.types import FeatureNames, ItemFeatures
 
 
-def build(config: RunConfig, n_items: int, features: ItemFeatures | None = None) -> Method:
-    """The backbone with its plug-ins round it, first named innermost. Built anew in each process, never pickled."""
+def build(config: RunConfig, n_items: int, features: ItemFeatures | FeatureNames | None = None) -> Method:
+    """The backbone with its plug-ins round it, first named innermost. Built anew in each process, never pickled.
+
+    From names of features alone it is a client's: what the server makes of content is then a `ContentError`.
+    """
     context = Context(n_items, config.train, features)
     method: Method = part_module("methods.backbones", config.backbone.name).make(config.backbone, context)
     for name, settings in config.plugins.items():

@@ -2,7 +2,8 @@
 
 Its clients' data arrive once, at creation, and never leave; what it returns is a sum over its cohort (in literal
 mode, `runtime.clients_per_actor: 1`, that "sum" is one client's upload), except for methods that collect each client's
-tables (GPFedRec), and, at the end of a run, each client's test metrics. The shell keeps one `ClientHost` and calls one
+tables (GPFedRec), and, at the end of a run, each client's test metrics. Of the items' content it is told the features'
+names alone: what clients compute with comes in broadcasts. The shell keeps one `ClientHost` and calls one
 pure function per request.
 """
 
@@ -23,17 +24,19 @@ from fedray.federated.clients import Seconds, TrainReport
 from fedray.federated.local_only import local_only
 from fedray.federated.method import Uploads
 from fedray.methods import build
-from fedray.types import Arrays, Broadcast, ClientData, ItemFeatures, Split
+from fedray.types import Arrays, Broadcast, ClientData, FeatureNames, Split
 
 
 class ClientActor:
     """One or many clients. `max_concurrency` is 1: requests run in the order they come."""
 
-    def __init__(self, config: RunConfig, data: ClientData, device: str, features: ItemFeatures | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, data: ClientData, device: str, initial: Arrays, features: FeatureNames | None
+    ) -> None:
         torch.set_num_threads(1)
         method = build(config, data.n_items, features)
         own = data.take(np.arange(len(data)))  # a copy, for the reasons of `_own`
-        self._host = clients.make_host(config, method, own, device)
+        self._host = clients.make_host(config, method, own, device, initial)
 
     def ready(self) -> dict[str, Any]:
         """Who is here."""
@@ -67,9 +70,9 @@ class ClientActor:
         """Test metrics of each client; see `clients.per_client`."""
         return clients.per_client(self._host, Broadcast(round_, _own(params)), which)
 
-    def local_only(self, rounds: int) -> dict[str, MetricSums]:
-        """The control with federation off."""
-        return local_only(self._host, rounds)
+    def local_only(self, params: Arrays, round_: int, rounds: int) -> dict[str, MetricSums]:
+        """The control with federation off; every client takes its own copy of `params`."""
+        return local_only(self._host, Broadcast(round_, params), rounds)
 
     def save(self, folder: str, part: int) -> str:
         """Write the best round's client state under `folder`."""

@@ -15,7 +15,7 @@ from fedray.federated.aggregate import Aggregate
 from fedray.federated.clients import Seconds, TrainReport
 from fedray.federated.executor import Sums, merge_groups, merge_reports, merge_sums, merge_users
 from fedray.federated.method import Uploads
-from fedray.types import Broadcast, Split
+from fedray.types import Arrays, Broadcast, Split
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class RayExecutor:
 
     def __init__(self, actors: Sequence[Any], clients: Int[np.ndarray, " n"]) -> None:
         self._actors = list(actors)
-        self._put: tuple[int, Any] | None = None
+        self._put: tuple[Arrays, Any] | None = None
         self._members: list[Any] = []
         self.clients = clients
 
@@ -64,9 +64,10 @@ class RayExecutor:
         call = (self._ref(broadcast), broadcast.round, which)
         return merge_users(as_they_land([a.per_client.remote(*call) for a in self._actors]))
 
-    def local_only(self, rounds: int) -> Sums:
+    def local_only(self, first: Broadcast, rounds: int) -> Sums:
         """See `federated.executor.Executor`."""
-        landing = as_they_land([a.local_only.remote(rounds) for a in self._actors])
+        call = (self._ref(first), first.round, rounds)
+        landing = as_they_land([a.local_only.remote(*call) for a in self._actors])
         return merge_sums(((sums, {}) for sums in landing), max)[0]
 
     def save(self, folder: str) -> list[str]:
@@ -79,9 +80,10 @@ class RayExecutor:
         list(as_they_land([a.nothing.remote(params, broadcast.round) for a in self._actors]))
 
     def _ref(self, broadcast: Broadcast) -> Any:
-        """The state after a round is evaluated and then trained from: it is put once."""
-        if self._put is None or self._put[0] != broadcast.round:
-            self._put = (broadcast.round, ray.put(broadcast.params))
+        """The state after a round is evaluated and then trained from: it is put once. Known by itself and not by its
+        round: at the end a round goes down in several versions."""
+        if self._put is None or self._put[0] is not broadcast.params:
+            self._put = (broadcast.params, ray.put(broadcast.params))
         return self._put[1]
 
 

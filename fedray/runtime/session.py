@@ -14,11 +14,13 @@ from ray import exceptions
 
 from fedray.config import RunConfig
 from fedray.errors import ClusterError, PlacementError, Terminated
+from fedray.federated.clients import first_tables
+from fedray.methods import build
 from fedray.runtime import client_actor, driver_actor
 from fedray.runtime.address import reachable
 from fedray.runtime.executor import get
 from fedray.runtime.plan import Plan, Resources, even_shards, shards
-from fedray.types import ClientData, ItemFeatures
+from fedray.types import ClientData, FeatureNames, ItemFeatures
 
 QUIET = {
     "RAY_worker_niceness": "0",
@@ -127,14 +129,13 @@ class Crew:
 
 @contextmanager
 def crew(config: RunConfig, plan: Plan, data: ClientData, features: ItemFeatures | None = None) -> Iterator[Crew]:
-    """The run's actors, alive and ready; killed at the end of the block, however it ends."""
+    """The run's actors, alive and ready; killed at the end of the block, however it ends. Of content clients are told
+    the names, and only the driver gets it."""
     actors: list[Any] = []
     try:
-        shared = None if features is None else ray.put(features)
-        parts = split(config, plan, data)
-        actors += [_client(config, plan, data.take(p), shared) for p in parts]
+        actors += _clients(config, plan, data, features)
         _await(actors, plan, config.runtime.start_timeout_s)
-        driver = driver_actor.Remote.options(num_cpus=0).remote(config, actors, data.client, data.n_items, shared)
+        driver = driver_actor.Remote.options(num_cpus=0).remote(config, actors, data.client, data.n_items, features)
         actors.append(driver)
         yield Crew(driver, actors[:-1])
     finally:
@@ -149,9 +150,16 @@ def split(config: RunConfig, plan: Plan, data: ClientData) -> list[Any]:
     return shards(data, plan.actors)
 
 
-def _client(config: RunConfig, plan: Plan, part: ClientData, features: Any) -> Any:
+def _clients(config: RunConfig, plan: Plan, data: ClientData, features: ItemFeatures | None) -> list[Any]:
+    """Client actors, on their way. The tables they start from are freed once all have started."""
+    initial = ray.put(first_tables(build(config, data.n_items, features), config.seed))
+    names = FeatureNames(features.names) if features else None
+    return [_client(config, plan, data.take(p), initial, names) for p in split(config, plan, data)]
+
+
+def _client(config: RunConfig, plan: Plan, part: ClientData, initial: Any, names: FeatureNames | None) -> Any:
     options = {"num_cpus": plan.cpus_per_actor, "num_gpus": plan.gpus_per_actor, "max_restarts": 0}
-    return client_actor.Remote.options(**options).remote(config, part, plan.device, features)
+    return client_actor.Remote.options(**options).remote(config, part, plan.device, initial, names)
 
 
 def _await(actors: list[Any], plan: Plan, timeout_s: float) -> None:

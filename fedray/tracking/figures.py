@@ -22,7 +22,7 @@ CONTROL_STYLES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#555555"
 DPI = 110
 
-_QUANTILE = re.compile(r"(.+)_p(\d{1,2})$")
+_QUANTILE = re.compile(r"((?:val|test)/.+)_p(\d{1,2})$")
 
 
 def curves(
@@ -63,14 +63,14 @@ def quantiles(metrics: Mapping[str, float], title: str = "Quality per client") -
         bars = axes.bar(at, heights, width * 0.92, color=PALETTE[i % len(PALETTE)], label=f"{level}th percentile")
         axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
     axes.set_xticks(places, list(table))
-    _dress(axes, title, "", "metric value")
+    dress(axes, title, "", "metric value")
     axes.grid(visible=False, axis="x")
     axes.legend(frameon=False)
     return figure
 
 
 def quantile_table(metrics: Mapping[str, float]) -> dict[str, dict[int, float]]:
-    """Metric -> percentile -> value, from names that end in `_p<percentile>`."""
+    """Metric -> percentile -> value, from names of the splits' metrics that end in `_p<percentile>`."""
     table: dict[str, dict[int, float]] = {}
     for name, value in metrics.items():
         if found := _QUANTILE.match(name):
@@ -86,7 +86,8 @@ def png(figure: Figure, dpi: int = DPI) -> bytes:
     return buffer.getvalue()
 
 
-def _series(reports: Iterable[RoundReport], name: str) -> tuple[list[int], list[float]]:
+def series(reports: Iterable[RoundReport], name: str) -> tuple[list[int], list[float]]:
+    """Rounds and values of a metric."""
     found = [(r.round, r.metrics[name]) for r in reports if name in r.metrics]
     return [x for x, _ in found], [y for _, y in found]
 
@@ -94,19 +95,19 @@ def _series(reports: Iterable[RoundReport], name: str) -> tuple[list[int], list[
 def _loss(axes: Axes, reports: Sequence[RoundReport]) -> None:
     names = [n for n in _names(reports) if n.startswith("train/") and "loss" in n] or ["train/loss"]
     for i, name in enumerate(names):
-        axes.plot(*_series(reports, name), color=PALETTE[i % len(PALETTE)], label=name, lw=1.8)
-    _dress(axes, "Training loss", "round", "loss (mean over clients)")
+        axes.plot(*series(reports, name), color=PALETTE[i % len(PALETTE)], label=name, lw=1.8)
+    dress(axes, "Training loss", "round", "loss (mean over clients)")
     if len(names) > 1:
         axes.legend(frameon=False)
 
 
 def _quality(axes: Axes, reports: Sequence[RoundReport], metric: str, controls: Mapping[str, float]) -> None:
     """The selecting metric and its validation controls as level lines."""
-    axes.plot(*_series(reports, f"val/{metric}"), color=PALETTE[0], lw=2.2, label="this run")
+    axes.plot(*series(reports, f"val/{metric}"), color=PALETTE[0], lw=2.2, label="this run")
     for i, (name, value) in enumerate(sorted(controls.items(), key=lambda kv: -kv[1])):
         style = CONTROL_STYLES[i % len(CONTROL_STYLES)]
         axes.axhline(value, color=GREY, ls=style, lw=1.2, label=f"{name} {value:.3f}")
-    _dress(axes, f"Validation {metric} and its controls", "round", metric)
+    dress(axes, f"Validation {metric} and its controls", "round", metric)
     axes.set_ylim(bottom=0)
     axes.legend(framealpha=0.8, edgecolor="none", fontsize=7)
 
@@ -117,7 +118,7 @@ def _stages(axes: Axes, reports: Sequence[RoundReport]) -> None:
     if heights:
         axes.stackplot([r.round for r in reports], heights, labels=names, colors=PALETTE, alpha=0.9)
         axes.legend(frameon=False, fontsize=8, loc="upper right", reverse=True)
-    _dress(axes, "Time per stage", "round", "seconds in the round")
+    dress(axes, "Time per stage", "round", "seconds in the round")
     axes.set_ylim(bottom=0)
 
 
@@ -125,7 +126,7 @@ def _traffic(axes: Axes, reports: Sequence[RoundReport], metric: str) -> None:
     total = accumulate((r.bytes_down + r.bytes_up) / MB for r in reports)
     points = [(mb, r.metrics[f"val/{metric}"]) for mb, r in zip(total, reports) if f"val/{metric}" in r.metrics]
     axes.plot([x for x, _ in points], [y for _, y in points], color=PALETTE[0], lw=1.8, marker=".", ms=4)
-    _dress(axes, "Quality against traffic", "MB sent so far, down and up", f"val/{metric}")
+    dress(axes, "Quality against traffic", "MB sent so far, down and up", f"val/{metric}")
     axes.set_ylim(bottom=0)
 
 
@@ -133,7 +134,8 @@ def _names(reports: Iterable[RoundReport]) -> list[str]:
     return sorted({name for report in reports for name in report.metrics})
 
 
-def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+def dress(axes: Axes, title: str, x: str, y: str) -> None:
+    """Titles, grid and spines as in every plot."""
     axes.set_title(title, loc="left")
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -1,7 +1,8 @@
 """What a run says about itself in MLflow: names, params, tags, metrics. Pure functions, no MLflow.
 
 Metric names have slashes, since MLflow's pages group by what stands before the first one: `train/`, `val/`,
-`test/`, `control/`, `time/` (seconds), `comm/` (MB of 10^6 bytes), `fed/` (clients); `encode/` of encode runs.
+`test/`, `control/`, `router/` (weights of views), `ablation/`, `content_gain/`, `time/` (seconds), `comm/` (MB of 10^6
+bytes), `fed/` (clients); `encode/` of encode runs.
 """
 
 import math

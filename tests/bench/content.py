@@ -52,6 +52,7 @@ CONTENT: dict[str, list[Any]] = {
     "operator_lr": [0.0, 0.001, 0.01, 0.1, 1.0],
     "gain": [0.01, 0.03, 0.1, 0.3],
     "projection": ["random", "principal", "whitened"],
+    "rows": ["fixed", "moving"],
 }
 OWN: dict[str, dict[str, list[Any]]] = {
     "mlp": {**CONTENT, "residual": [True, False]},
@@ -63,12 +64,12 @@ OWN: dict[str, dict[str, list[Any]]] = {
     },
 }
 OFF: dict[str, dict[str, Any]] = {
-    "mlp": {"operator_lr": 0.0, "gain": 0.0},
-    "fedvlr": {"operator_lr": 0.0, "gain": 0.0, "views": ["sum"]},
+    "mlp": {"operator_lr": 0.0, "gain": 0.0, "rows": "moving"},
+    "fedvlr": {"operator_lr": 0.0, "gain": 0.0, "rows": "moving", "views": ["sum"]},
 }
 """Content switched off: what a plug-in does where content is of no use."""
 METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")
-QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false")
+QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false", "evaluation.ablation=false")
 
 
 def job_name(backbone: str, plugin: str, data: str) -> str:

@@ -21,7 +21,7 @@ from fedray.methods import build
 def best_on_validation(base: Prepared, file: str, sets: list[str]) -> tuple[int, dict[str, float]]:
     """(best round, its validation metrics) of one cell."""
     config = load_config(file, [*sets, "evaluation.test=selected", "evaluation.controls=false"])
-    method = build(config, base.data.n_items)
+    method = build(config, base.data.n_items, base.dataset.features)
     executor = SerialExecutor([make_host(config, method, base.data)])
     run = rounds.start(config, method)
     while not rounds.finished(run):

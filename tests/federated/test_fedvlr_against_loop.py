@@ -26,12 +26,15 @@ SMALL = {
     "router_dim": 6,
     "residual": False,
     "gain": 0.3,
+    "projection": "random",
     "router_lr_scale": 2.0,
     "operator_optimizer": "sgd",
     "operator_lr": 0.3,
 }
 BPR, ITEM, DOUBLE = {"loss": "bpr"}, {"weights": "item"}, {"softmax": "double"}
 RESIDUAL = {"residual": True}
+MOVING = {"rows": "moving"}
+WHITENED = {**MOVING, "projection": "whitened"}
 ADAM = {"operator_optimizer": "adam", "operator_lr": 0.01}
 
 
@@ -48,6 +51,7 @@ CASES = {
     "fcf": (of(FCF), {}),
     "fcf-item-decay": (of(FCF, **ITEM, backbone={"lr_decay": 0.8}), WD),
     "fcf-residual-double-half": (of(FCF, **RESIDUAL, **DOUBLE), HALF),
+    "fcf-moving": (of(FCF, **WHITENED, backbone={"lr_decay": 0.8}), WD),
     "fcf-one-view-bpr": (of(FCF, views=["mlp"]), BPR),
     "fcf-two-views-one-feature": (of(FCF, views=["id", "gate"], features=["text"]), STEPS),
     "fcf-adam": (of(FCF, **ADAM), {}),
@@ -56,24 +60,30 @@ CASES = {
     "fcf-inside-item-bpr-half": (of(FCF, inside=3, **ITEM), {**BPR, **HALF}),
     "fcf-outside": (of(FCF, outside=1), WD),
     "fcf-outside-double-half": (of(FCF, outside=1, **DOUBLE), HALF),
-    "fedavg-residual": (of(FEDAVG, **RESIDUAL), {}),
+    "fedavg-residual-moving": (of(FEDAVG, **RESIDUAL, **WHITENED), {}),
     "fedavg-item-private-steps": (of(FEDAVG, **ITEM), STEPS),
     "fedavg-inside": (of(FEDAVG, inside=3, **DOUBLE), {}),
     "fedavg-outside": (of(FEDAVG, outside=1, **ITEM), HALF),
     "fedncf": (of(FEDNCF), {}),
-    "fedncf-item-decay": (of(FEDNCF, **ITEM, backbone={"weighting": "samples", "lr_decay": 0.8}), WD),
+    "fedncf-item-decay-moving": (
+        of(FEDNCF, operator_lr=0.15, **ITEM, **MOVING, backbone={"weighting": "samples", "lr_decay": 0.8}),
+        WD,
+    ),
     "fedncf-neumf-double-bpr": (of(FEDNCF, **DOUBLE, backbone={"gmf": True}), BPR),
     "fedncf-inside-residual": (of(FEDNCF, inside=3, **RESIDUAL), {**WD, **HALF}),
     "fedncf-outside": (of(FEDNCF, outside=1, operator_lr=0.15, **ITEM), WD),
     "fedrap-residual": (of(FEDRAP, **RESIDUAL), {}),
-    "fedrap-item-decay-half": (of(FEDRAP, **ITEM, backbone={"lr_decay": 0.8, "step_decay": 0.9}), {**WD, **HALF}),
+    "fedrap-item-decay-half-moving": (
+        of(FEDRAP, **ITEM, **MOVING, backbone={"lr_decay": 0.8, "step_decay": 0.9}),
+        {**WD, **HALF},
+    ),
     "fedrap-double-tanh-l2": (of(FEDRAP, **DOUBLE, backbone={"schedule": "tanh", "sparsity_norm": "l2"}), STEPS),
     "fedrap-inside": (of(FEDRAP, inside=2), WD),
     "fedrap-outside": (of(FEDRAP, outside=1, **ITEM), HALF),
     "gpfedrec-residual": (of(GPFEDREC, operator_lr=1.0, **RESIDUAL), {}),
     "gpfedrec-item-decay": (of(GPFEDREC, operator_lr=1.0, **ITEM, backbone={"neighbours": 5, "graph_layers": 2}), WD),
     "gpfedrec-double-half": (of(GPFEDREC, operator_lr=1.0, **DOUBLE, backbone={"reg": 3.0}), {**HALF, **WD}),
-    "gpfedrec-bpr": (of(GPFEDREC, operator_lr=1.0), {**BPR, **STEPS}),
+    "gpfedrec-bpr-moving": (of(GPFEDREC, operator_lr=0.3, **MOVING), {**BPR, **STEPS}),
 }
 EACH = pytest.mark.parametrize("case", CASES)
 PATHS = pytest.mark.parametrize("path", ["compiled", "vmap"])

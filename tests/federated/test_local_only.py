@@ -9,7 +9,7 @@ from fedray.federated import rounds
 from fedray.federated.clients import measure
 from fedray.methods import build
 from tests.federated.test_against_loop import FEDNCF, FEDRAP, GPFEDREC, of
-from tests.helpers import FEDAVG, PFEDREC, executor, tiny_config, tiny_data
+from tests.helpers import FEDAVG, PFEDREC, executor, first, tiny_config, tiny_data
 from tests.oracles.naive_loop import federation
 from tests.properties.test_packing import packings
 
@@ -36,7 +36,7 @@ def test_it_is_each_client_as_a_federation_of_its_own(name, path, decay):
     data = tiny_data(clients=8)
     config = tiny_config(BACKBONES[name], {"path": path, "weight_decay": decay, "local_epochs": 2})
     where = executor(config, data)
-    found = where.local_only(config.train.rounds)
+    found = where.local_only(first(config, data), config.train.rounds)
     scores = naive_scores(config, data)
     for split in ("valid", "test"):
         expected = measure(where._hosts[0], np.arange(len(data)), scores, split).means()
@@ -48,17 +48,18 @@ def test_packing_changes_nothing(path):
     """`score_std` included, which any last bit of a score would move."""
     data = tiny_data(clients=23)
     config = tiny_config(PFEDREC, {"path": path, "weight_decay": 1e-3})
-    whole = executor(config, data).local_only(3)
+    whole = executor(config, data).local_only(first(config, data), 3)
     for parts in packings(23).values():
-        assert executor(config, data, parts).local_only(3) == whole
+        assert executor(config, data, parts).local_only(first(config, data), 3) == whole
 
 
 def test_it_leaves_the_federation_as_it_was():
-    where = executor(tiny_config(PFEDREC), tiny_data())
+    config, data = tiny_config(PFEDREC), tiny_data()
+    where, begun = executor(config, data), first(config, data)
     host = where._hosts[0]
     before = {k: v.copy() for k, v in host.store.private.items()}
-    first = where.local_only(2)
-    assert where.local_only(2) == first
+    once = where.local_only(begun, 2)
+    assert where.local_only(begun, 2) == once
     for k, v in before.items():
         np.testing.assert_array_equal(where._hosts[0].store.private[k], v)
 
@@ -66,8 +67,8 @@ def test_it_leaves_the_federation_as_it_was():
 def test_under_clean_rules_a_client_alone_is_near_chance():
     """30 rounds of 400 clients alone; chance is 10 in the items that are ranked."""
     data = tiny_data(clients=400, items=150, longest=12)
-    where = executor(tiny_config(PFEDREC, {"batch_size": 64}), data)
-    found = where.local_only(30)["test"]
+    config = tiny_config(PFEDREC, {"batch_size": 64})
+    found = executor(config, data).local_only(first(config, data), 30)["test"]
     hr, error = found.means(), found.standard_errors()
     chance = np.mean(10 / (150 - data.train.lengths() - 1))
     assert abs(hr["hr_at_10"] - chance) < 3.5 * error["hr_at_10"]
@@ -77,7 +78,8 @@ def test_under_clean_rules_a_client_alone_is_near_chance():
 
 def test_under_the_papers_rules_the_same_client_alone_finds_what_its_negatives_spare():
     data = tiny_data(clients=100, items=150, longest=12)
-    found = executor(tiny_config(PFEDREC, {"batch_size": 64}, evaluation=PAPER), data).local_only(30)
+    config = tiny_config(PFEDREC, {"batch_size": 64}, evaluation=PAPER)
+    found = executor(config, data).local_only(first(config, data), 30)
     assert found["test"].means()["hr_at_10"] > 0.9
     assert found["valid"].means()["hr_at_10"] > 0.9
 
@@ -90,7 +92,7 @@ def test_a_control_that_diverges_costs_the_control_and_not_the_run():
     while not rounds.finished(state):
         state, _ = rounds.step(state, where)
 
-    def diverge(n):
+    def diverge(begun, n):
         raise NonFiniteLossError("the loss of 3 clients is not finite")
 
     where.local_only = diverge

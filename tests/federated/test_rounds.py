@@ -43,7 +43,7 @@ class Scripted:
         sums = self.evaluate(broadcast, ("test",), which)[0]["test"]
         return sums, {"client": np.arange(3), self.metric: np.full(3, broadcast.round / 100)}
 
-    def local_only(self, n_rounds):
+    def local_only(self, begun, n_rounds):
         one = np.ones(2, np.int64)
         return {s: MetricSums.of({self.metric: np.array([0.0, n_rounds / 4])}, one) for s in ("valid", "test")}
 

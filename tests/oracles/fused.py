@@ -125,7 +125,8 @@ class Fused(Federation):
         self.settings = s = host.config.plugins["fedvlr"]
         self.dual, self.added = "dualper" in host.config.plugins, issubclass(self.kind, FedNCF)
         followed = TABLE if self.added else VIEW + s.views[0]
-        self.kind = type("Fused", (Mixed, self.kind), {"settings": s, "fixed": not self.dual, "followed": followed})
+        fixed = s.rows == "fixed" and not self.dual
+        self.kind = type("Fused", (Mixed, self.kind), {"settings": s, "fixed": fixed, "followed": followed})
         start = host.method.init_server(host.config.seed)
         self.operators = Operators({k: v for k, v in start.items() if k.startswith(OPERATOR)}, s, features)
         make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[s.operator_optimizer]
@@ -156,7 +157,8 @@ class Fused(Federation):
 
     def step(self, c, view):
         """What client c made of a view, its decay apart."""
-        return self.client[c][view] - self.left[c] * self.sent[view] if self.dual else self.client[c][STEP + view]
+        fixed = self.kind.fixed
+        return self.client[c][STEP + view] if fixed else self.client[c][view] - self.left[c] * self.sent[view]
 
     def with_views(self, mean, who, weights):
         """D at `mean` and what the views say of it; the operators step."""

@@ -9,20 +9,20 @@ from fedray.methods import build
 from fedray.runtime import session
 from fedray.runtime.executor import RayExecutor, get
 from fedray.runtime.plan import make_plan
-from tests.helpers import FCF, PFEDREC, run, tiny_config, tiny_data
+from tests.helpers import FCF, PFEDREC, run, tiny_config, tiny_data, tiny_features
 
 pytestmark = pytest.mark.ray
 DATA = tiny_data(clients=23)
 
 
-def crew_of(config, data=DATA):
-    plan = make_plan(config, build(config, data.n_items), data, session.resources())
-    return session.crew(config, plan, data)
+def crew_of(config, data=DATA, features=None):
+    plan = make_plan(config, build(config, data.n_items, features), data, session.resources())
+    return session.crew(config, plan, data, features)
 
 
-def ray_run(config, data=DATA):
+def ray_run(config, data=DATA, features=None):
     """Reports and outcome of a run through the driver actor."""
-    with crew_of(config, data) as crew:
+    with crew_of(config, data, features) as crew:
         reports, last = [], False
         while not last:
             report, last = get(crew.driver.step.remote())
@@ -51,6 +51,17 @@ def test_ray_equals_serial_for_any_packing(ray_cluster, method, runtime):
     _, reports, outcome, _ = run(tiny_config(method, train), DATA)
     config = tiny_config(method, train, runtime=runtime)
     assert numbers(*ray_run(config)) == numbers(reports, outcome)
+
+
+def test_routers_weights_and_what_the_model_is_without_a_part_are_those_of_serial(ray_cluster):
+    """The end sends one round down in several versions: a model without its text must not meet that with."""
+    features = tiny_features()
+    method = {"backbone": FCF["backbone"], "plugins": {"fedvlr": {"views": ["id", "sum"], "gain": 0.5}}}
+    _, reports, outcome, _ = run(tiny_config(method), DATA, features=features)
+    found = ray_run(tiny_config(method, runtime={"actors": 2}), features=features)
+    assert numbers(*found) == numbers(reports, outcome)
+    assert found[1].ablation == outcome.ablation and found[1].test_errors == outcome.test_errors
+    assert len({a.test["score_std"] for a in outcome.ablation.values()} | {outcome.test["score_std"]}) == 5
 
 
 def test_ray_keeps_a_round_for_each_metric_that_selects(ray_cluster):

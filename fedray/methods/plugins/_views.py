@@ -1,7 +1,8 @@
 """What a server makes of its items' content: projections, fused views, and the way back from the views' gradients to
-the ID table and the operators. Clients are sent views and nothing else of it."""
+the ID table and the operators. Clients are sent views and nothing else of it: there, a `Views` made of the features'
+names says what goes down, and raises `ContentError` if it is asked for more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 import torch
 
 from fedray import seeding
-from fedray.errors import UnknownNameError, UnsupportedError
+from fedray.errors import ContentError, UnknownNameError, UnsupportedError
 from fedray.models.fusions import linear
 from fedray.models.projection import Start, axes
-from fedray.types import Arrays, ItemFeatures, Params
+from fedray.types import Arrays, FeatureNames, ItemFeatures, Params
 
 PREFIX = "view/"
 
@@ -29,7 +30,7 @@ class Views:
         self,
         views: Sequence[str],
         sources: Sequence[str],
-        features: ItemFeatures | None,
+        features: ItemFeatures | FeatureNames | None,
         width: int,
         gain: float,
         residual: bool = False,
@@ -38,7 +39,7 @@ class Views:
         self.names, self.width, self._gain, self._residual = tuple(views), width, gain, residual
         self._start = start
         self._features = _present(features, sources)
-        self.sources = tuple(sources) or tuple(sorted(self._features.tables))
+        self.sources = tuple(sources) or self._features.names
         self._modules = {v: _fusion(v) for v in views}
 
     @property
@@ -50,8 +51,9 @@ class Views:
         """Projections (their weights times `gain`) and operators at their start."""
         rng = seeding.generator(seeding.key(seed, "method"))
         out: Arrays = {}
+        tables = _content_of(self._features).tables
         for m in self.sources:
-            found = linear(rng, "projection", self._features.tables[m].shape[1], self.width)
+            found = linear(rng, "projection", tables[m].shape[1], self.width)
             if self._start != "random":
                 table, mask = (x.numpy() for x in self._content[m])
                 found["projection_weight"] = axes(table, mask, self.width, self._start == "whitened")
@@ -62,11 +64,19 @@ class Views:
             out |= {f"operator/{v}/{k}": a * quiet if k == "output_weight" else a for k, a in made.items()}
         return out
 
-    def make(self, params: Mapping[str, np.ndarray], ids: np.ndarray) -> Arrays:
-        """Table name -> view [M, width], from the server's parameters and the ID table."""
+    def make(self, params: Mapping[str, np.ndarray], ids: np.ndarray, without: Sequence[str] = ()) -> Arrays:
+        """Table name -> view [M, width], from the server's parameters and the ID table; as if no item had the features
+        in `without`."""
         with torch.no_grad():
-            found = self._fused(_tensors(params), torch.from_numpy(np.ascontiguousarray(ids)))
+            found = self._fused(_tensors(params), torch.from_numpy(np.ascontiguousarray(ids)), without)
         return {k: v.numpy() for k, v in found.items()}
+
+    def ablations(self, sent: Callable[[Arrays, Sequence[str]], Arrays]) -> Callable[[Arrays], Mapping[str, Arrays]]:
+        """`Method.ablations` of a method that sends `sent(params, parts left out)`: without the ID rows, without each
+        feature where there are several, and without any."""
+        each = {f"without_{m}": (m,) for m in self.sources} if len(self.sources) > 1 else {}
+        parts = {"without_id": ("id",), **each, "without_content": self.sources}
+        return lambda params: {name: sent(params, without) for name, without in parts.items()}
 
     def back(self, params: Mapping[str, np.ndarray], ids: np.ndarray, steps: Arrays) -> tuple[np.ndarray, Arrays]:
         """The steps of the views [M, width], as the chain rule hands them on: of the ID table, and of each operator's
@@ -79,9 +89,10 @@ class Views:
         whole = [torch.zeros_like(x) if g is None else g for x, g in zip([table, *leaves.values()], found)]
         return whole[0].numpy(), {k: g.numpy() for k, g in zip(leaves, whole[1:])}
 
-    def _fused(self, params: Params, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _fused(self, params: Params, ids: torch.Tensor, without: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         x, there = {"id": ids}, {"id": torch.ones(len(ids), dtype=torch.bool)}
-        for m, (content, mask) in self._content.items():
+        for m, (content, present) in self._content.items():
+            mask = torch.zeros_like(present) if m in without else present
             projected = content @ params[f"operator/{m}/projection_weight"].T + params[f"operator/{m}/projection_bias"]
             x[m], there[m] = projected * mask[:, None], mask
         found = {}
@@ -94,18 +105,18 @@ class Views:
     @cached_property
     def _content(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Each feature with columns of mean 0 and its numbers of mean square 1, over the items that have it."""
-        found = {}
+        found, features = {}, _content_of(self._features)
         for m in self.sources:
-            mask = self._features.present[m]
-            centred = self._features.tables[m] - self._features.tables[m][mask].mean(axis=0, dtype=np.float64)
+            mask = features.present[m]
+            centred = features.tables[m] - features.tables[m][mask].mean(axis=0, dtype=np.float64)
             scale = np.sqrt(np.mean(np.square(centred[mask]), dtype=np.float64)) or 1.0
             table = np.where(mask[:, None], centred / scale, 0.0).astype(np.float32)
             found[m] = (torch.from_numpy(table), torch.from_numpy(mask.copy()))
         return found
 
 
-def _present(features: ItemFeatures | None, sources: Sequence[str]) -> ItemFeatures:
-    known = sorted(features.tables) if features else []
+def _present(features: ItemFeatures | FeatureNames | None, sources: Sequence[str]) -> ItemFeatures | FeatureNames:
+    known = features.names if features else ()
     if features is None or not known:
         raise UnsupportedError(
             "the data have no item features", "at least one", "Give the job `encoders`, or data with features."
@@ -113,6 +124,16 @@ def _present(features: ItemFeatures | None, sources: Sequence[str]) -> ItemFeatu
     missing = [m for m in sources if m not in known]
     if missing:
         raise UnknownNameError(f"feature {missing[0]!r} is not there", f"one of {', '.join(known)}")
+    return features
+
+
+def _content_of(features: ItemFeatures | FeatureNames) -> ItemFeatures:
+    if isinstance(features, FeatureNames):
+        raise ContentError(
+            f"a client was asked for the content of its items ({', '.join(features.names)}), and has the names alone",
+            "views, as the server's broadcast brings them",
+            "Make starts and views where the features are: in the entrypoint or the driver.",
+        )
     return features
 
 

@@ -7,14 +7,16 @@ release is FedMR, arXiv 2410.08478).
              steps of its score function and router; the steps of the views' rows are summed and go up
     server   back-propagates their mean through the operators into D, the projections and the operators
 
-A client computes with views alone; content, projections and operators are the server's (on Ray the features are mapped
-by client actors, too, as for every method, but not read in training). Router, head and personal tables never leave it.
+A client computes with views alone; content, projections and operators are the server's (on Ray a client actor knows the
+features' names and nothing else of them). Router, head and personal tables never leave it.
 
 Paper -> here: gamma_j `operator/...`, varphi_u `router_...`, D the backbone's `item_embedding`.
 
 Where a backbone's own item part stands beside the fused one (FedNCF, GPFedRec: q_i + z_i) D goes down as well and is
 also trained there; on FedRAP z_i takes the place of the shared row, P_i + z_i. Under `dualper` a client tunes private
-copies of the view rows it touches, and ranks with them.
+copies of the view rows it touches, and ranks with them. In the paper a client's views stay as they came for a round and
+it sums their gradients up (`rows: fixed`); with `rows: moving` they take every local step, as a backbone's own rows do,
+and what they moved goes up: with content off that is the backbone. Several local epochs are worth little without.
 
 Departures. D is as wide as the backbone's rows, without a map of its own (the authors: 512, mapped to 64). No dropout
 and no layer norms: the norms' gains start near 0 in the authors' code and take the signal with them. On FedRAP the
@@ -25,7 +27,7 @@ to earn its place (with the authors' start, `residual: false`, `gain: 1` and `pr
 on ML-100K). Projections start along the content's principal axes: of 384 numbers, 32 random mixtures tell less.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -39,18 +41,20 @@ from fedray.errors import UnsupportedError
 from fedray.federated.aggregate import Aggregate, RowSum, mean_deltas
 from fedray.federated.kernels.router import KINDS
 from fedray.federated.local import Phase
-from fedray.federated.method import Batch, Kernel, Method, Routing, Uploads
+from fedray.federated.method import Batch, Kernel, Method, Routing, Traits, Uploads
 from fedray.methods.backbones.fcf import TABLE, WEIGHT
+from fedray.methods.backbones.fedncf import USER
 from fedray.methods.context import Context
 from fedray.methods.plugins import fedopt
 from fedray.methods.plugins._views import Views
 from fedray.models.fusions import linear
 from fedray.models.projection import Start
-from fedray.models.router import PARAMETERS, Weights, mixed
-from fedray.types import Arrays, Params, ServerState
+from fedray.models.router import PARAMETERS, Weights, mixed, shares
+from fedray.types import Arrays, FeatureNames, Params, ServerState
 
 MOVED = "fedvlr/moved"
 Softmax = Literal["single", "double"]
+Rows = Literal["fixed", "moving"]
 
 
 class Config(Closed):
@@ -62,6 +66,7 @@ class Config(Closed):
     features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
     weights: Weights = Field("client", description="the router weighs the views for the client, or for each item")
     softmax: Softmax = "single"
+    rows: Rows = Field("fixed", description="of the views on a client: fixed for a round, or moving with each step")
     router_dim: int = Field(64, ge=1, le=4096, description="width of the router's hidden layer")
     router_lr_scale: float = Field(1.0, ge=0, description="times the learning rate of the client's score function")
     operator_optimizer: Literal["sgd", "adam"] = "sgd"
@@ -86,9 +91,10 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
     routed = PARAMETERS if len(config.views) > 1 else ()
     tables = views.tables + kept
 
-    def broadcast(params: Arrays) -> Arrays:
-        plain = {k: v for k, v in params.items() if not k.startswith("operator/") and (k != TABLE or added)}
-        return plain | views.make(params, params[TABLE])
+    def sent(params: Arrays, without: Sequence[str] = ()) -> Arrays:
+        ids = np.zeros_like(params[TABLE]) if "id" in without else params[TABLE]
+        plain = {k: v for k, v in {**params, TABLE: ids}.items() if not k.startswith("operator/")}
+        return {k: v for k, v in plain.items() if k != TABLE or added} | views.make(params, ids, without)
 
     def item_rows(tables: Arrays) -> np.ndarray:
         """As a router sees them that weighs all views the same."""
@@ -107,11 +113,13 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         server_step=_server_step(inner, config, views),
         personalise=_personalise(inner),
         score=_fused_score(inner, config, views.tables, added),
-        broadcast=broadcast,
+        broadcast=sent,
         within=lambda plugin: wrap(plugin(inner), config, context),
         tuned=tables if inner.tuned else (),
-        fixed=() if inner.tuned else views.tables,
+        fixed=views.tables if config.rows == "fixed" and not inner.tuned else (),
         kernel=_kernel(inner, config, views.tables),
+        traits=_traits(config, views),
+        ablations=None if inner.tuned or inner.collects else views.ablations(sent),
     )
 
 
@@ -123,15 +131,31 @@ def _kernel(inner: Method, config: Config, views: tuple[str, ...]) -> Kernel | N
     return inner.routed(Routing(views, names, config.router_dim, KINDS[config.weights, config.softmax]))
 
 
+def _traits(config: Config, views: Views) -> Traits | None:
+    """How much a client's router makes of each view, mean over its training items; sums to 1."""
+    if len(views.names) == 1:
+        return None
+
+    def of(params: Params) -> torch.Tensor:
+        rows = torch.cat([params[k] for k in views.tables], dim=1)
+        every = torch.ones(len(rows), dtype=torch.bool)
+        return shares(rows, params, every, config.weights, _twice(config)).double().mean(dim=0)
+
+    return Traits(tuple(f"router/{name}" for name in views.names), views.tables, PARAMETERS, of)
+
+
 def _width(inner: Method, context: Context) -> int:
-    """Of the backbone's item rows."""
+    """Of the backbone's item rows. A client does not draw the table to know: it has the vector that the rows meet."""
     if inner.broadcast is not None:
         raise UnsupportedError(f"fedvlr on {inner.name}", "one plug-in that makes the item rows", "Leave one out.")
+    own = inner.init_clients(0, np.array([0]))
+    dim = next((own[k].shape[1] for k in (WEIGHT, USER) if k in own), 0)
+    if dim and isinstance(context.features, FeatureNames):
+        return dim  # the server has compared it with the table
     shape = inner.init_server(0)[TABLE].shape
-    dim = next((v.shape[1] for k, v in inner.init_clients(0, np.array([0])).items() if k == WEIGHT), shape[1])
-    if shape != (context.n_items, dim):
+    if shape != (context.n_items, dim or shape[1]):
         raise UnsupportedError(f"fedvlr on {inner.name} with an item bias", "rows without one", "Set item_bias: false.")
-    return dim
+    return shape[1]
 
 
 def _routers(config: Config, width: int, seed: int, clients: np.ndarray) -> Arrays:

@@ -14,6 +14,7 @@ class Config(Closed):
 
     features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
     operator_lr: float = Field(1.0, ge=0, description="of projections and perceptron, on the server")
+    rows: fedvlr.Rows = Field("fixed", description="on a client: fixed for a round, or moving with each step")
     residual: bool = Field(True, description="added to the ID row, and quiet at the start")
     projection: Start = Field("principal", description="start of the projections: along the content's axes, or random")
     gain: float = Field(0.1, ge=0, description="times the projections' start")

@@ -10,7 +10,7 @@ joins the private head, and the steps of the content half's rows go up summed, a
 Departures. W is trained on the server; the FedVLR authors average copies of it that their clients train.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -51,6 +51,10 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
     views = Views(("content",), config.features, context.features, width, config.gain, start=config.projection)
     (view,) = views.tables
 
+    def sent(params: Arrays, without: Sequence[str] = ()) -> Arrays:
+        ids = np.zeros_like(params[TABLE]) if "id" in without else params[TABLE]
+        return _without_operators({**params, TABLE: ids}) | views.make(params, ids, without)
+
     def init_clients(seed: int, clients: np.ndarray) -> Arrays:
         rng = seeding.generator(seeding.key(seed, "method", client=-1))
         draw = rng.uniform(-1.0, 1.0, (1, width)).astype(np.float32) / np.float32(np.sqrt(width))
@@ -70,10 +74,11 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         phases=lambda round_: tuple(phase(p) for p in inner.phases(round_)),
         server_step=_server_step(inner, config, views),
         score=lambda params: inner.score(_both(params, params[TABLE], params[view])),
-        broadcast=lambda params: _without_operators(params) | views.make(params, params[TABLE]),
+        broadcast=sent,
         within=lambda plugin: wrap(plugin(inner), config, context),
         fixed=(view,),
         kernel=None,
+        ablations=views.ablations(sent),
     )
 
 
