@@ -4,10 +4,10 @@
 
 A backbone's settings are those of its job, or, where it has none, chosen as a plug-in's are, among `2 x BUDGET` random
 ones. A plug-in starts from its backbone's settings and has BUDGET random ones of its own. They are screened with one
-seed; the FINALISTS best (ML-100K, whose runs are long: 2) and, for a plug-in, `OFF` (no content at all) are run in full with three seeds, and the best
-mean wins: one seed moves NDCG@10 by more than most settings do. All of it on validation; the test set is not scored
-before all is chosen. Then 5 seeds of each, and `fedvlr` once more with the features shuffled between items: what is
-left of its gain is not due to content.
+seed; the FINALISTS best (ML-100K, whose runs are long: 2) and, for a plug-in, `OFF` (no content at all) are run in full
+with three seeds, and the best mean wins: one seed moves NDCG@10 by more than most settings do. All of it on validation;
+the test set is not scored before all is chosen. Then 5 seeds of each, and `fedvlr` once more with the features shuffled
+between items: what is left of its gain is not due to content.
 Finished trials and runs are kept in .fedray and not made again; --write makes the README's tables from what is there.
 """
 
