@@ -66,7 +66,7 @@ def _people(axes: Axes, users: Users, names: Sequence[str]) -> None:
     title = "Each client at the selected round"
     if n == 0:
         return dress(axes, title, "clients", "weight")
-    first = int(np.argmax(weights.std(axis=1)))
+    first = int(np.argmax(weights.std(axis=1).round(6)))  # two views differ alike, but for rounding
     stack = [first, *(i for i in range(len(names)) if i != first)]
     heights = weights[stack][:, np.argsort(-weights[first], kind="stable")]
     edges = np.repeat(np.arange(n + 1), 2)[1:-1]  # a step a client

@@ -4,10 +4,10 @@
 
 A backbone's settings are those of its job, or, where it has none, chosen as a plug-in's are, among `2 x BUDGET` random
 ones. A plug-in starts from its backbone's settings and has BUDGET random ones of its own. They are screened with one
-seed; the FINALISTS best and, for a plug-in, `OFF` (no content at all) are run in full with three seeds, and the best
-mean wins: one seed moves NDCG@10 by more than most settings do. All of it on validation; the test set is not scored
-before all is chosen. Then 5 seeds of each, and `fedvlr` once more with the features shuffled between items: what is
-left of its gain is not due to content.
+seed; the FINALISTS best (ML-100K, whose runs are long: 2) and, for a plug-in, `OFF` (no content at all) are run in full
+with three seeds, and the best mean wins: one seed moves NDCG@10 by more than most settings do. All of it on validation;
+the test set is not scored before all is chosen. Then 5 seeds of each, and `fedvlr` once more with the features shuffled
+between items: what is left of its gain is not due to content.
 Finished trials and runs are kept in .fedray and not made again; --write makes the README's tables from what is there.
 """
 
@@ -46,7 +46,7 @@ LIKE = {"ml100k10": "ml100k"}
 """Rounds as those of another set."""
 SCREENED = {"ml100k": 30}
 """Rounds of a trial; those of the run where they are not given."""
-FINALISTS, TRIED = 4, (0, 1, 2)
+FINALISTS, FEWER, TRIED = 4, {"ml100k": 2}, (0, 1, 2)
 PLUGINS = ("mlp", "fedvlr")
 CONTENT: dict[str, list[Any]] = {
     "operator_lr": [0.0, 0.001, 0.01, 0.1, 1.0],
@@ -121,19 +121,19 @@ def searched(
         file.write_text(json.dumps(kept, indent=1))
     if off and not any("off" in t for t in kept):
         kept.append({"value": 1.0, "chosen": off, "off": True})
-    for trial in finalists(kept):
+    for trial in finalists(kept, data):
         if "full" not in trial:
             trial["full"] = [value_of(laid(raw, trial["chosen"]), backbone, there, seed=s) for s in TRIED]
             file.write_text(json.dumps(kept, indent=1))
-    best = max(finalists(kept), key=lambda t: float(np.mean(t["full"])))
+    best = max(finalists(kept, data), key=lambda t: float(np.mean(t["full"])))
     print(f"{name}: {np.mean(best['full']):.4f} {best['chosen']}", flush=True)
     return laid(raw, best["chosen"])
 
 
-def finalists(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def finalists(kept: list[dict[str, Any]], data: str) -> list[dict[str, Any]]:
     """The settings that screened best and did not diverge since, and, where there is one, that without content."""
     drawn = [t for t in kept if "off" not in t and t["value"] > 0]
-    return [t for t in kept if "off" in t] + sorted(drawn, key=lambda t: -t["value"])[:FINALISTS]
+    return [t for t in kept if "off" in t] + sorted(drawn, key=lambda t: -t["value"])[: FEWER.get(data, FINALISTS)]
 
 
 def settled(backbone: str, plugin: str, data: str, there: Prepared) -> dict[str, Any]:
@@ -172,15 +172,15 @@ def run(name: str, job: str, *sets: str) -> bool:
     return not done.returncode
 
 
-def demote(name: str) -> bool:
+def demote(name: str, data: str) -> bool:
     """The settings of this job diverged under another seed: the next best take their place. False where there are
     none."""
     file = KEPT / f"{name}.json"
     kept = json.loads(file.read_text())
-    best = max(finalists(kept), key=lambda t: float(np.mean(t["full"])))
+    best = max(finalists(kept, data), key=lambda t: float(np.mean(t["full"])))
     best |= {"diverged": best["value"], "value": 0.0, "full": [0.0]}
     file.write_text(json.dumps(kept, indent=1))
-    if not any(np.mean(t["full"]) > 0 for t in finalists(kept) if "full" in t):
+    if not any(np.mean(t["full"]) > 0 for t in finalists(kept, data) if "full" in t):
         return False
     (ROOT / "jobs" / f"{name}.yaml").unlink()
     return True
@@ -231,7 +231,7 @@ def main(args: list[str]) -> None:
         for backbone in [b for b in BACKBONES if b in only]:
             for name, plugin in [(job_name(backbone, p, data), p) for p in ("", *PLUGINS)]:
                 settled(backbone, plugin, data, there)
-                while not run(name, name) and demote(name):
+                while not run(name, name) and demote(name, data):
                     settled(backbone, plugin, data, there)
             run(shuffled(backbone, data), job_name(backbone, "fedvlr", data), "data.shuffle_features=true")
     write()

@@ -24,7 +24,7 @@ def test_quarters_by_activity_with_ties_going_down():
 def case():
     """Five clients, four with a test item; item 9 is nobody's in training."""
     train = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 5]]
-    data = of_lists(train, [[]] * 5, [[9], [4], [9], [5], []], 10)
+    data = of_lists(train, [[]] * 5, [[9], [3], [9], [5], []], 10)
     full = {"client": np.arange(4), "ndcg_at_10": np.array([0.5, 0.5, 1.0, 0.0])}
     less = {"client": np.arange(4), "ndcg_at_10": np.array([0.0, 0.5, 0.6, 0.3])}
     return data, full, {CONTENT: Ablated({"ndcg_at_10": 0.35}, {}, less)}
