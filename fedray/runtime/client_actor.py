@@ -3,8 +3,8 @@
 Its clients' data arrive once, at creation, and never leave; what it returns is a sum over its cohort (in literal
 mode, `runtime.clients_per_actor: 1`, that "sum" is one client's upload), except for methods that collect each client's
 tables (GPFedRec), and, at the end of a run, each client's test metrics and traits. Of the items' content it is told the
-features' names alone: what clients compute with comes in broadcasts. The shell keeps one `ClientHost` and calls one pure
-function per request.
+features' names alone: what clients compute with comes in broadcasts. The shell keeps one `ClientHost` and calls one
+pure function per request.
 """
 
 import os
