@@ -38,7 +38,7 @@ class Views:
     ) -> None:
         self.names, self.width, self._gain, self._residual = tuple(views), width, gain, residual
         self._start = start
-        self._features = _present(features, sources)
+        self._features = with_features(features, sources)
         self.sources = tuple(sources) or self._features.names
         self._modules = {v: _fusion(v) for v in views}
 
@@ -51,7 +51,7 @@ class Views:
         """Projections (their weights times `gain`) and operators at their start."""
         rng = seeding.generator(seeding.key(seed, "method"))
         out: Arrays = {}
-        tables = _content_of(self._features).tables
+        tables = content_of(self._features).tables
         for m in self.sources:
             found = linear(rng, "projection", tables[m].shape[1], self.width)
             if self._start != "random":
@@ -105,7 +105,7 @@ class Views:
     @cached_property
     def _content(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Each feature with columns of mean 0 and its numbers of mean square 1, over the items that have it."""
-        found, features = {}, _content_of(self._features)
+        found, features = {}, content_of(self._features)
         for m in self.sources:
             mask = features.present[m]
             centred = features.tables[m] - features.tables[m][mask].mean(axis=0, dtype=np.float64)
@@ -115,7 +115,8 @@ class Views:
         return found
 
 
-def _present(features: ItemFeatures | FeatureNames | None, sources: Sequence[str]) -> ItemFeatures | FeatureNames:
+def with_features(features: ItemFeatures | FeatureNames | None, sources: Sequence[str]) -> ItemFeatures | FeatureNames:
+    """What the data have; an error where they lack one of the sources."""
     known = features.names if features else ()
     if features is None or not known:
         raise UnsupportedError(
@@ -127,7 +128,7 @@ def _present(features: ItemFeatures | FeatureNames | None, sources: Sequence[str
     return features
 
 
-def _content_of(features: ItemFeatures | FeatureNames) -> ItemFeatures:
+def content_of(features: ItemFeatures | FeatureNames) -> ItemFeatures:
     if isinstance(features, FeatureNames):
         raise ContentError(
             f"a client was asked for the content of its items ({', '.join(features.names)}), and has the names alone",
