@@ -1,4 +1,4 @@
-"""`gfmfr`: its laws. The naive loop of tests/oracles judges it as a whole (tests/federated/test_gfmfr_against_loop.py)."""
+"""`gfmfr`: its laws. tests/federated/test_gfmfr_against_loop.py has the naive loop."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ BASES = {
     "pfedrec+fedvlr": (FCF, {**ROUTED, **DUAL}),
     "fedncf+fedvlr": (FEDNCF, ROUTED),
 }
-SMALL = {"groups": 3, "group_dim": 5, "fit_steps": 4, "weight": 1.0}
+SMALL = {"groups": 3, "group_dim": 5, "fit_epochs": 4, "weight": 1.0}
 
 
 def of(base, train=None, **settings):
@@ -99,7 +99,7 @@ def test_random_groups_stay_from_round_to_round():
 
 
 def test_the_fit_goes_on_where_it_stood():
-    _, reports, *_ = done(of("fcf", {"rounds": 8}, weight=0.0, fit_steps=30))
+    _, reports, *_ = done(of("fcf", {"rounds": 8}, weight=0.0, fit_epochs=30))
     losses = [r.metrics["group/fit_loss"] for r in reports]
     assert losses[-1] < losses[0]
 
@@ -127,9 +127,7 @@ def test_what_goes_up_is_the_private_head_beside():
     up = [b.bytes_up - a.bytes_up for a, b in zip(without[1], with_it[1])]
     assert up == [len(DATA) * 9 * 4] * 3  # weight of 8 and bias; the mean head is made of these vectors
     alone, both = done(bare("fedncf")), done(of("fedncf"))
-    assert (
-        both[1][0].bytes_up - alone[1][0].bytes_up == len(DATA) * 8 * 4
-    )  # the user vectors' sums; layers go up anyway
+    assert both[1][0].bytes_up - alone[1][0].bytes_up == len(DATA) * 8 * 4  # user vectors, in sums
 
 
 def test_teacher_head_wants_a_last_layer_as_wide_as_item_rows():

@@ -27,6 +27,7 @@ Departures from the authors' code, each of which has an option where it can be b
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -41,8 +42,9 @@ from fedray.federated import grouping as clustering
 from fedray.federated.aggregate import mean_decay, mean_deltas
 from fedray.federated.method import VECTOR, Grouped, Grouping, Guide, Method, Uploads
 from fedray.methods.context import Context
+from fedray.methods.plugins._views import content_of, with_features
 from fedray.models import linear
-from fedray.models.group_fusion import GroupFusion
+from fedray.models.group_fusion import Fitting, GroupFusion
 from fedray.types import Arrays, Params, ServerState
 
 PREFERENCE, GROUP, RATIO = "gfmfr/preference", "gfmfr/group", "gfmfr/ratio"
@@ -69,9 +71,10 @@ class Config(Closed):
     sketch: int = Field(0, ge=0, description="a client sends so many random projections of its vector; 0: the vector")
     features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
     fusion: Literal["mlp", "sum", "gate", "attention"] = "mlp"
+    gain: float = Field(1.0, ge=0, description="times the start of the contents' projections")
     group_dim: int = Field(64, ge=1, le=4096, description="width of a group's row")
     content_dim: int = Field(64, ge=0, description="principal axes of each feature that the fit reads; 0: all of it")
-    fit_steps: int = Field(50, ge=0, description="epochs over the items, each round")
+    fit_epochs: int = Field(50, ge=0, description="over the items, each round")
     fit_batch: int = Field(0, ge=0, description="items a step, with all groups; 0: all")
     fit_lr: float = Field(0.01, gt=0)
     fit_optimizer: Literal["sgd", "adam"] = "adam"
@@ -85,8 +88,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
     """`inner` with its group's preference beside its loss."""
     _check(inner, config)
     assert inner.predictor is not None
-    width = inner.item_rows({k: v[:1] for k, v in inner.down(inner.init_server(0)).items()}).shape[1]
-    fusion = GroupFusion(context.features, width, config)
+    with_features(context.features, config.features)
     means = inner.predictor.head if config.teacher == "head" else inner.predictor.reads
 
     def weight(round_: int) -> float:
@@ -101,7 +103,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         means=means,
         groups=config.groups,
         labels=_labels(config),
-        fitted=_fitted(inner, config, fusion, means),
+        fitted=_fitted(inner, config, context, means),
         report=report,
     )
     return inner._replace(
@@ -122,7 +124,11 @@ def _within(inner: Method, plugin: Callable[[Method], Method]) -> Method:
 
 def _check(inner: Method, config: Config) -> None:
     if inner.predictor is None or inner.guide is not None:
-        raise UnsupportedError(f"gfmfr on {inner.name}", "one gfmfr, on a backbone with a score function of its own")
+        raise UnsupportedError(
+            f"gfmfr on {inner.name}",
+            "one gfmfr, on a backbone that scores plain item rows",
+            "Leave vbpr out and set item_bias: false.",
+        )
     if inner.noise is not None:
         raise UnsupportedError(
             f"gfmfr on {inner.name}",
@@ -144,10 +150,10 @@ def _no_ratio(own: bool, n: int) -> Arrays:
 def _labels(config: Config) -> Callable[[int, ServerState, Uploads], np.ndarray]:
     def labels(seed: int, state: ServerState, vectors: Uploads) -> np.ndarray:
         if config.grouping == "random":  # each client's own draw, the same in every round
-            return (seeding.keys(seed, "server", 0, vectors.client) % np.uint64(config.groups)).astype(np.int64)
-        key = seeding.key(seed, "server", state.round)
-        x = clustering.standardised(vectors.tables[VECTOR])
-        x = clustering.reduced(x, config.reduce, key)
+            return (seeding.keys(seed, "grouping", 0, vectors.client) % np.uint64(config.groups)).astype(np.int64)
+        key = seeding.key(seed, "grouping", state.round)
+        x = clustering.standardised(vectors.tables[VECTOR], vectors.client)
+        x = clustering.reduced(x, config.reduce, seed=seed)
         found = clustering.grouped(x, config.groups, config.grouping, key)
         return clustering.aligned(found, vectors.client, state.params[GROUP])
 
@@ -155,17 +161,24 @@ def _labels(config: Config) -> Callable[[int, ServerState, Uploads], np.ndarray]
 
 
 def _fitted(
-    inner: Method, config: Config, fusion: GroupFusion, means: tuple[str, ...]
+    inner: Method, config: Config, context: Context, means: tuple[str, ...]
 ) -> Callable[[int, ServerState, Grouped], ServerState]:
     assert inner.predictor is not None
     teach = linear_head(inner.predictor.head) if config.teacher == "head" else inner.predictor.logits
+    fitting = Fitting(config.fit_epochs, config.fit_batch, config.fit_lr, config.fit_optimizer, config.fit_weight_decay)
+
+    @cache
+    def fusion_of(width: int) -> GroupFusion:
+        """Made when it is first used, and so on the server alone: a client has no content."""
+        features, sizes = content_of(context.features), (config.groups, config.group_dim, width, config.content_dim)
+        return GroupFusion(config.fusion, features, config.features, *sizes, config.gain)
 
     def fitted(seed: int, state: ServerState, found: Grouped) -> ServerState:
         members = np.bincount(found.labels, minlength=config.groups) > 0
         targets = np.stack([group_table(inner, found, g) for g in range(config.groups)])
-        extra = dict(state.extra)
+        fusion, extra = fusion_of(targets.shape[2]), dict(state.extra)
         params = {k.removeprefix(FUSION): v for k, v in extra.items() if k.startswith(FUSION)} or fusion.init(seed)
-        params, losses = fusion.fit(params, targets, members, seeding.key(seed, "method", state.round))
+        params, losses = fusion.fit(params, targets, members, fitting, seeding.key(seed, "fusion", state.round))
         q = fusion.fused(params)
         extra |= {FUSION + k: v for k, v in params.items()} | {LOSS: np.asarray(losses, np.float32)}
         preference = state.params[PREFERENCE].copy()
