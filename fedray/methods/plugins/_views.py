@@ -11,7 +11,7 @@ import torch
 from fedray import seeding
 from fedray.errors import UnknownNameError, UnsupportedError
 from fedray.models.fusions import linear
-from fedray.models.projection import Start, axes
+from fedray.models.projection import Start, axes, scaled
 from fedray.types import Arrays, ItemFeatures, Params
 
 PREFIX = "view/"
@@ -93,15 +93,12 @@ class Views:
 
     @cached_property
     def _content(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Each feature with columns of mean 0 and its numbers of mean square 1, over the items that have it."""
-        found = {}
-        for m in self.sources:
-            mask = self._features.present[m]
-            centred = self._features.tables[m] - self._features.tables[m][mask].mean(axis=0, dtype=np.float64)
-            scale = np.sqrt(np.mean(np.square(centred[mask]), dtype=np.float64)) or 1.0
-            table = np.where(mask[:, None], centred / scale, 0.0).astype(np.float32)
-            found[m] = (torch.from_numpy(table), torch.from_numpy(mask.copy()))
-        return found
+        """Each feature at one scale, and which items have it."""
+        tables, present = self._features.tables, self._features.present
+        return {
+            m: (torch.from_numpy(scaled(tables[m], present[m])), torch.from_numpy(present[m].copy()))
+            for m in self.sources
+        }
 
 
 def _present(features: ItemFeatures | None, sources: Sequence[str]) -> ItemFeatures:
