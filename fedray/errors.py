@@ -28,6 +28,7 @@ Each message says where, what was found, what was expected and what to do about 
     |  +- FeatureValueError           NaN or infinity in a feature matrix
     +- TrainingError                  exit code 1
     |  +- NonFiniteLossError          names round and clients
+    |  +- NonFiniteVectorError        names clients
     |  +- AggregateOverflowError      a sum that leaves the fixed-point range
     +- ContentError                   exit code 1: the content of items, asked for on a client
     +- EncoderError                   exit code 1: an encoder that does not work, or was closed
@@ -168,6 +169,10 @@ class TrainingError(FedrayError):
 
 class NonFiniteLossError(TrainingError):
     """A client's loss became NaN or infinite."""
+
+
+class NonFiniteVectorError(TrainingError):
+    """A client's vector, which clients are grouped by, has NaN or infinity in it."""
 
 
 class AggregateOverflowError(TrainingError):

@@ -28,6 +28,9 @@ STREAMS = (
     "method",
     "noise",
     "bootstrap",
+    "grouping",
+    "sketch",
+    "fusion",
 )
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,5 @@
-"""Where the projection of an item's content starts: at random, or along what tells the catalogue's items apart."""
+"""An item's content before and at the start of its projection: brought to one scale, and projected at random or along
+what tells the catalogue's items apart."""
 
 from typing import Literal
 
@@ -6,6 +7,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 Start = Literal["random", "principal", "whitened"]
+
+
+def scaled(table: Float[np.ndarray, "M n"], present: Bool[np.ndarray, " M"]) -> Float32[np.ndarray, "M n"]:
+    """Columns of mean 0, numbers of mean square 1, over the items that have the feature; 0 for the others."""
+    centred = table - table[present].mean(axis=0, dtype=np.float64)
+    scale = np.sqrt(np.mean(np.square(centred[present]), dtype=np.float64)) or 1.0
+    return np.where(present[:, None], centred / scale, 0.0).astype(np.float32)
 
 
 def axes(

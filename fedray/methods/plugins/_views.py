@@ -12,7 +12,7 @@ import torch
 from fedray import seeding
 from fedray.errors import ContentError, UnknownNameError, UnsupportedError
 from fedray.models.fusions import linear
-from fedray.models.projection import Start, axes
+from fedray.models.projection import Start, axes, scaled
 from fedray.types import Arrays, FeatureNames, ItemFeatures, Params
 
 PREFIX = "view/"
@@ -104,15 +104,13 @@ class Views:
 
     @cached_property
     def _content(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Each feature with columns of mean 0 and its numbers of mean square 1, over the items that have it."""
-        found, features = {}, content_of(self._features)
-        for m in self.sources:
-            mask = features.present[m]
-            centred = features.tables[m] - features.tables[m][mask].mean(axis=0, dtype=np.float64)
-            scale = np.sqrt(np.mean(np.square(centred[mask]), dtype=np.float64)) or 1.0
-            table = np.where(mask[:, None], centred / scale, 0.0).astype(np.float32)
-            found[m] = (torch.from_numpy(table), torch.from_numpy(mask.copy()))
-        return found
+        """Each feature at one scale, and which items have it."""
+        features = content_of(self._features)
+        tables, present = features.tables, features.present
+        return {
+            m: (torch.from_numpy(scaled(tables[m], present[m])), torch.from_numpy(present[m].copy()))
+            for m in self.sources
+        }
 
 
 def with_features(features: ItemFeatures | FeatureNames | None, sources: Sequence[str]) -> ItemFeatures | FeatureNames:

@@ -5,6 +5,10 @@ A module holds
     init(rng, parts, dim) -> its parameters        parts: the parts' names, `id` first
     fuse(params, x, there) -> [M, dim]             x[part] [M, dim], 0 where the item has no such part; there[part] [M]
 
+and, where most of the work does not depend on the ID row,
+
+    across(params, groups, x, there) -> [G, M, dim]    groups [G, dim] in the place of the ID row, each with every item
+
 A missing part changes nothing: a view of an item without text is that of its other parts alone.
 """
 
