@@ -127,6 +127,7 @@ def with_features(features: ItemFeatures | FeatureNames | None, sources: Sequenc
 
 
 def content_of(features: ItemFeatures | FeatureNames) -> ItemFeatures:
+    """The tables themselves, which a client does not have."""
     if isinstance(features, FeatureNames):
         raise ContentError(
             f"a client was asked for the content of its items ({', '.join(features.names)}), and has the names alone",

@@ -170,7 +170,8 @@ def _fitted(
     @cache
     def fusion_of(width: int) -> GroupFusion:
         """Made when it is first used, and so on the server alone: a client has no content."""
-        features, sizes = content_of(context.features), (config.groups, config.group_dim, width, config.content_dim)
+        features = content_of(with_features(context.features, config.features))
+        sizes = (config.groups, config.group_dim, width, config.content_dim)
         return GroupFusion(config.fusion, features, config.features, *sizes, config.gain)
 
     def fitted(seed: int, state: ServerState, found: Grouped) -> ServerState:
