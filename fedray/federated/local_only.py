@@ -32,7 +32,7 @@ def local_only(host: ClientHost, rounds: int) -> dict[str, MetricSums]:
 
 
 def _block(host: ClientHost, who: Int[np.ndarray, " k"], rounds: int) -> dict[str, MetricSums]:
-    shared = host.method.down(host.method.init_server(host.config.seed))
+    shared = host.method.parameters(host.method.down(host.method.init_server(host.config.seed)))
     own = {k: np.repeat(v[None], len(who), axis=0) for k, v in shared.items()}
     own |= {k: np.repeat(v[None], len(who), axis=0) for k, v in host.method.init_private_rows(host.config.seed).items()}
     own |= host.method.init_clients(host.config.seed, host.data.client[who])

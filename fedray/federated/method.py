@@ -83,6 +83,22 @@ class Noise(NamedTuple):
     clip: float
 
 
+class Guide(NamedTuple):
+    """Soft labels for clients, which the server makes for groups of them (see `soft`).
+
+    preference [G, M], group [N]: what they are called where they go down: a probability of each item, a group of each
+    client by its id (-1, or an id that is not in it: none). They are no parameters, and a client needs one row and no
+    groups. weight: round -> of the term; 0: none. ratio: the private number (NaN at first) that keeps the running ratio
+    of loss to term; "": none, the weight alone counts. ema: what the ratio keeps of itself in a step.
+    """
+
+    preference: str
+    group: str
+    weight: Callable[[int], float]
+    ratio: str = ""
+    ema: float = 0.9
+
+
 class Method(NamedTuple):
     """A federated method.
 
@@ -94,6 +110,7 @@ class Method(NamedTuple):
     private: parameters that never leave the client.
     local_loss: (params of one client, Batch) -> mean loss of the batch's samples. It reads row tables at `batch.item`
       only: the trainer hands it the rows of the batch.
+    logits: (the same) -> a logit per sample, those that `local_loss` is made of.
     phases: round -> the updates of one local step, in turn.
     weight: samples per client [n] -> aggregation weight [n] (a client without samples weighs 0).
     server_step: (ServerState, Aggregate) -> the next ServerState.
@@ -115,6 +132,7 @@ class Method(NamedTuple):
     item_input: what a plug-in that makes item rows does with its own: they replace the shared rows, or are added.
     within: a plug-in applied to the backbone inside this one, for those that belong there wherever they are named.
     noise: what is done to uploads before they leave.
+    guide: soft labels that clients train on beside their samples; needs `logits`.
     kernel: may take the place of the vmapped functions.
     routed: the kernel where a plug-in makes the item rows by a router.
     """
@@ -143,12 +161,19 @@ class Method(NamedTuple):
     item_input: Literal["replaced", "added"] = "replaced"
     within: Callable[[Callable[["Method"], "Method"]], "Method"] | None = None
     noise: Noise | None = None
+    logits: Callable[[Params, Batch], Float[torch.Tensor, " B"]] | None = None
+    guide: Guide | None = None
     kernel: Kernel | None = None
     routed: Callable[[Routing], Kernel] | None = None
 
     def down(self, params: Arrays) -> Arrays:
         """What goes down to every client from the server's parameters."""
         return params if self.broadcast is None else self.broadcast(params)
+
+    def parameters(self, down: Arrays) -> Arrays:
+        """Of what goes down, what a client's model is made of: all but what its guide says."""
+        aside = () if self.guide is None else (self.guide.preference, self.guide.group)
+        return {k: v for k, v in down.items() if k not in aside}
 
     @property
     def row_tables(self) -> tuple[str, ...]:
