@@ -30,6 +30,7 @@ from fedray.federated.local import LocalResult, LocalStart
 from fedray.federated.local_training import train_clients
 from fedray.federated.method import Method, Uploads
 from fedray.federated.scoring import score_clients
+from fedray.federated.soft import soft_of
 from fedray.federated.traits import TRAITS, summed_traits, traits_of
 from fedray.federated.uploads import (
     grouping_bytes,
@@ -130,7 +131,8 @@ def train(
         uploads = (whole_uploads(host.method, whole, samples.client, keys),) if whole else ()
     with timed(seconds, "store"):
         store = keep(host, who, broadcast, samples, result, whole)
-    up, vectors = upload_bytes(host.method, broadcast, samples, result), ()
+    up = upload_bytes(host.method, broadcast, samples, result)
+    vectors: tuple[Uploads, ...] = ()
     if group := host.method.grouping:
         vectors = (vectors_of(host.method, group, host.config.seed, samples, result),)
         up += grouping_bytes(host.method, group, vectors[0], result)
@@ -207,18 +209,21 @@ def start_of(
     samples: RoundSamples,
     targets: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> LocalStart:
-    """The broadcast's rows that each client touches, its own private rows and parameters, and its targets' rows."""
+    """The broadcast's rows that each client touches, its own private rows and parameters, its targets' rows and soft
+    labels."""
     method, store = host.method, host.store
     tables = {k: broadcast.params[k] for k in method.shared_rows}
     tables |= {k: store.own[k].take(who, samples.row_ptr, samples.rows) for k in method.private_rows}
     flat = np.arange(len(samples.rows))
     client = np.repeat(np.arange(len(who)), samples.n_rows())
+    private = {k: store.private[k][who] for k in method.private}
     return LocalStart(
         tables,
         {k: flat if k in method.private_rows else samples.rows for k in tables},
         {k: np.broadcast_to(v := broadcast.params[k], (len(who), *v.shape)) for k in method.shared_dense},
-        {k: store.private[k][who] for k in method.private},
+        private,
         {k: v[client, samples.rows] for k, v in targets.items()},
+        soft_of(method.guide, broadcast, samples, private),
     )
 
 

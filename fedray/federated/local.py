@@ -40,21 +40,46 @@ class LocalPlan(NamedTuple):
         return np.array([[p.get(k, -1.0) for k in names] for p in self.phases], np.float32)
 
 
+class Soft(NamedTuple):
+    """Soft labels of C clients (see `soft`).
+
+    target [R]: the probability q of each touched row, flat like the rows of `LocalStart`. entropy [R]: q log q +
+    (1 - q) log(1 - q). strength [C]: weight of the term, 0 for a client that has none. ratio [C]: running ratio of the
+    client's loss to the term, NaN before its first batch. ema: what a ratio keeps of itself in a step; negative: there
+    are no ratios, strength alone counts.
+    """
+
+    target: Float32[np.ndarray, " R"]
+    entropy: Float32[np.ndarray, " R"]
+    strength: Float32[np.ndarray, " C"]
+    ratio: Float32[np.ndarray, " C"]
+    ema: np.float32
+
+
 @dataclass(frozen=True)
 class LocalStart:
     """Where C clients start. Their touched rows, flat over clients, are `tables[name][index[name]]` [R, ...];
     `dense[name]` and `private[name]` are [C, ...] (dense ones are usually one array seen C times); `target[name]`
-    [R, ...] are the rows that `LocalPlan.pull` pulls to."""
+    [R, ...] are the rows that `LocalPlan.pull` pulls to; `soft` are labels beside their own."""
 
     tables: Arrays
     index: Mapping[str, Int[np.ndarray, " R"]]
     dense: Arrays
     private: Arrays
     target: Arrays = field(default_factory=dict)
+    soft: Soft | None = None
 
     def rows(self, name: str) -> np.ndarray:
         """[R, ...], a copy."""
         return self.tables[name][self.index[name]]
+
+    def labels(self, n: int) -> Soft:
+        """The soft labels of its n clients as a kernel takes them, of strength 0 if there are none; the ratios are a
+        copy."""
+        if self.soft is not None:
+            return self.soft._replace(ratio=self.soft.ratio.copy())
+        rows, each = np.zeros(0, np.float32), np.zeros(n, np.float32)
+        return Soft(rows, rows, each, each, np.float32(-1.0))
 
 
 @dataclass(frozen=True)
@@ -63,7 +88,7 @@ class LocalResult:
 
     rows[name] [R, ...], of a fixed table the summed steps; private and dense as in `LocalStart`. An untouched row of
     client c became decay[name][c] row + toward[name][c] target. loss [C]: mean over the client's samples, before each
-    step.
+    step. ratio [C]: of the soft labels, as it is now.
     """
 
     rows: Arrays
@@ -72,3 +97,4 @@ class LocalResult:
     decay: Arrays
     loss: Float32[np.ndarray, " C"]
     toward: Arrays = field(default_factory=dict)
+    ratio: Float32[np.ndarray, " C"] | None = None

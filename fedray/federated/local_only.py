@@ -28,7 +28,8 @@ def local_only(host: ClientHost, first: Broadcast, rounds: int) -> dict[str, Met
     A block of clients at a time, each with a whole table of its own, so memory stays at WIDTH tables.
     """
     blocks = [np.arange(i, min(i + WIDTH, len(host.data))) for i in range(0, len(host.data), WIDTH)]
-    found = [_block(host, who, first.params, rounds) for who in blocks]
+    shared = host.method.parameters(first.params)
+    found = [_block(host, who, shared, rounds) for who in blocks]
     return {s: reduce(MetricSums.merge, (f[s] for f in found), MetricSums.zero()) for s in SPLITS}
 
 

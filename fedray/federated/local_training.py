@@ -14,9 +14,10 @@ from torch.func import grad_and_value, vmap
 from fedray.config import TrainConfig
 from fedray.data.blocks import ClientBlock, RoundSamples, stack
 from fedray.errors import NonFiniteLossError, UnsupportedError
-from fedray.federated import optimizers
+from fedray.federated import optimizers, soft
 from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Phase
 from fedray.federated.method import Batch, Method
+from fedray.federated.soft import Labels
 from fedray.types import Arrays, Params
 
 
@@ -46,7 +47,16 @@ def train_clients(
             "finite losses",
             "Lower backbone.lr or the learning-rate scales.",
         )
-    return replace(result, decay=decay, toward=toward)
+    return replace(result, decay=decay, toward=toward, private=private_of(method, start, result))
+
+
+def private_of(method: Method, start: LocalStart, result: LocalResult) -> Arrays:
+    """The private parameters now: those that no update knows as they were, and the ratio of the soft labels."""
+    private = {**start.private, **result.private}
+    if method.guide is not None and method.guide.ratio and start.soft is not None:
+        assert result.ratio is not None
+        private[method.guide.ratio] = result.ratio
+    return private
 
 
 def plan_of(method: Method, config: TrainConfig, round_: int) -> LocalPlan:
@@ -130,24 +140,33 @@ def _train_vmapped(
     rows = {k: start.rows(k) for k in start.tables}
     private = {k: v.copy() for k, v in start.private.items()}
     dense = {k: v.copy() for k, v in start.dense.items()}
-    loss = np.zeros(len(samples.client), np.float32)
+    loss, ratio = np.zeros(len(samples.client), np.float32), start.labels(len(samples.client)).ratio
     for block in stack(samples, config.batch_size, config.block_width):
         params, targets = gather(start, samples, block, device)
-        params, losses = train_block(method, plan, config, params, block, device, targets)
+        labels = None
+        if start.soft is not None:
+            labels = soft.stacked(start.soft, _places(samples, block), np.maximum(block.slot, 0), device)
+        params, losses, ratios = train_block(method, plan, config, params, block, device, targets, labels)
         _scatter(block, samples, params, losses, rows, dense, private, loss)
-    return LocalResult(rows, dense, private, {}, loss)
+        if ratios is not None:
+            ratio[block.slot[block.slot >= 0]] = ratios.cpu().numpy()[block.slot >= 0]
+    return LocalResult(rows, dense, private, {}, loss, ratio=ratio)
 
 
 def gather(start: LocalStart, samples: RoundSamples, block: ClientBlock, device: str = "cpu") -> tuple[Params, Params]:
     """Stacked parameters [C, ...] of a block, and the targets of its rows; padding slots repeat client 0, their masks
     are empty."""
-    slot = np.maximum(block.slot, 0)
-    flat = samples.row_ptr[slot][:, None] + np.arange(block.rows.shape[1])
-    flat = np.where(np.arange(block.rows.shape[1]) < block.n_rows[:, None], flat, samples.row_ptr[slot][:, None])
+    slot, flat = np.maximum(block.slot, 0), _places(samples, block)
     stacked = {k: v[start.index[k][flat]] for k, v in start.tables.items()}
     stacked |= {k: v[slot] for part in (start.private, start.dense) for k, v in part.items()}
     targets = {k: v[flat] for k, v in start.target.items()}
     return _tensors(stacked, device), _tensors(targets, device)
+
+
+def _places(samples: RoundSamples, block: ClientBlock) -> np.ndarray:
+    """Where the rows of a block's clients are among those of all [C, A]; padding is at a client's first."""
+    first, along = samples.row_ptr[np.maximum(block.slot, 0)][:, None], np.arange(block.rows.shape[1])
+    return first + np.where(along < block.n_rows[:, None], along, 0)
 
 
 def _tensors(arrays: Arrays, device: str) -> Params:
@@ -184,10 +203,12 @@ def train_block(
     block: ClientBlock,
     device: str = "cpu",
     targets: Params | None = None,
-) -> tuple[Params, Float[torch.Tensor, " C"]]:
+    labels: Labels | None = None,
+) -> tuple[Params, Float[torch.Tensor, " C"], Float[torch.Tensor, " C"] | None]:
     """All local steps of a block: each step runs the phases in turn, each with gradients at the newest values.
 
-    Returns the trained parameters and each client's mean loss over its samples (of the first phase).
+    Returns the trained parameters, each client's mean loss over its samples (of the first phase), and the ratios of
+    its soft labels if there are any.
     """
     item, label, mask = (torch.from_numpy(x).to(device) for x in (block.item, block.label, block.mask))
     check_optimizer(config, method)
@@ -201,7 +222,11 @@ def train_block(
         size = batch.mask.sum(1)
         for i, phase in enumerate(plan.phases):
             rates = {k: lr * plan.step_decay**s for k, lr in phase.items()}
-            grads, value = _gradients(method, params, batch, tuple(phase), coefficients)
+            if labels is None:
+                grads, value = _gradients(method, params, batch, tuple(phase), coefficients)
+            else:
+                grads, value, ratio = _toward(method, params, batch, tuple(phase), coefficients, labels, i == 0)
+                labels = labels._replace(ratio=ratio)
             total = total + value * size if i == 0 else total
             if adam is None:
                 _sum_steps(steps, {k: grads.pop(k) for k in plan.fixed if k in grads}, batch, rates)
@@ -209,7 +234,7 @@ def train_block(
             else:
                 grads = _whole(method, params, grads, batch)
                 params, adam = optimizers.adam(params, grads, rates, adam)
-    return {**params, **steps}, total / count
+    return {**params, **steps}, total / count, None if labels is None else labels.ratio
 
 
 def _sum_steps(steps: Params, grads: Params, batch: Batch, rates: Phase) -> None:
@@ -226,15 +251,43 @@ def _gradients(
     The loss sees of each row table only the rows of the batch, one per sample, [C, B, ...]: gradients of whole tables
     would be mostly zeros. `local_loss` reads tables through `batch.item` alone, so it cannot tell.
     """
+
+    def one(moving: Params, fixed: Params, batch_: Batch) -> torch.Tensor:
+        return method.local_loss({**fixed, **moving, **coefficients}, batch_)
+
+    return vmap(grad_and_value(one))(*_seen(method, params, batch, names))
+
+
+def _seen(method: Method, params: Params, batch: Batch, names: tuple[str, ...]) -> tuple[Params, Params, Batch]:
+    """The parameters `names` and the others as a step sees them, and the batch in places of those rows."""
     seen = {k: _rows_of(v, batch.item) if k in method.row_tables else v for k, v in params.items()}
     moving = {k: seen[k] for k in names}
     fixed = {k: v for k, v in seen.items() if k not in moving}
     own = batch._replace(item=torch.arange(batch.item.shape[1], device=batch.item.device).expand_as(batch.item))
+    return moving, fixed, own
 
-    def one(moving_: Params, fixed_: Params, batch_: Batch) -> torch.Tensor:
-        return method.local_loss({**fixed_, **moving_, **coefficients}, batch_)
 
-    return vmap(grad_and_value(one))(moving, fixed, own)
+def _toward(
+    method: Method,
+    params: Params,
+    batch: Batch,
+    names: tuple[str, ...],
+    coefficients: Params,
+    labels: Labels,
+    first: bool,
+) -> tuple[Params, torch.Tensor, torch.Tensor]:
+    """`_gradients` of the loss with soft labels, and the ratios as they are now."""
+    logits = method.logits
+    assert logits is not None
+
+    def one(moving: Params, fixed: Params, batch_: Batch, labels_: Labels) -> tuple[torch.Tensor, torch.Tensor]:
+        given = {**fixed, **moving, **coefficients}
+        return soft.joint(method.local_loss(given, batch_), logits(given, batch_), batch_.mask, labels_, first)
+
+    target, entropy = (_rows_of(x, batch.item) for x in (labels.target, labels.entropy))
+    here = labels._replace(target=target, entropy=entropy)
+    grads, (value, ratio) = vmap(grad_and_value(one, has_aux=True))(*_seen(method, params, batch, names), here)
+    return grads, value, ratio
 
 
 def _rows_of(table: torch.Tensor, item: torch.Tensor) -> torch.Tensor:

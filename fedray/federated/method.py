@@ -149,6 +149,22 @@ class Traits(NamedTuple):
     of: Callable[[Params], Float[torch.Tensor, " names"]]
 
 
+class Guide(NamedTuple):
+    """Soft labels for clients, which the server makes for groups of them (see `soft`).
+
+    preference [G, M], group [N]: what they are called where they go down: a probability of each item, a group of each
+    client by its id (-1, or an id that is not in it: none). They are no parameters, and a client needs one row and no
+    groups. weight: round -> of the term; 0: none. ratio: the private number (NaN at first) that keeps the running ratio
+    of loss to term; "": none, the weight alone counts. ema: what the ratio keeps of itself in a step.
+    """
+
+    preference: str
+    group: str
+    weight: Callable[[int], float]
+    ratio: str = ""
+    ema: float = 0.9
+
+
 class Method(NamedTuple):
     """A federated method.
 
@@ -160,6 +176,7 @@ class Method(NamedTuple):
     private: parameters that never leave the client.
     local_loss: (params of one client, Batch) -> mean loss of the batch's samples. It reads row tables at `batch.item`
       only: the trainer hands it the rows of the batch.
+    logits: (the same) -> a logit per sample, those that `local_loss` is made of.
     phases: round -> the updates of one local step, in turn.
     weight: samples per client [n] -> aggregation weight [n] (a client without samples weighs 0).
     server_step: (ServerState, Aggregate) -> the next ServerState.
@@ -184,6 +201,7 @@ class Method(NamedTuple):
     item_rows: (tables that go down) -> the rows [M, d] that the score function reads, as far as the server knows.
     grouping: a second half of each round, in which the server groups the clients.
     noise: what is done to uploads before they leave.
+    guide: soft labels that clients train on beside their samples; needs `logits`.
     kernel: may take the place of the vmapped functions.
     routed: the kernel where a plug-in makes the item rows by a router.
     traits: what there is to tell of single clients: means and quantiles by round, each client's own once, at the end.
@@ -218,6 +236,8 @@ class Method(NamedTuple):
     item_rows: Callable[[Arrays], Float32[np.ndarray, "M d"]] = lambda tables: tables["item_embedding"]
     grouping: Grouping | None = None
     noise: Noise | None = None
+    logits: Callable[[Params, Batch], Float[torch.Tensor, " B"]] | None = None
+    guide: Guide | None = None
     kernel: Kernel | None = None
     routed: Callable[[Routing], Kernel] | None = None
     traits: Traits | None = None
@@ -226,6 +246,11 @@ class Method(NamedTuple):
     def down(self, params: Arrays) -> Arrays:
         """What goes down to every client from the server's parameters."""
         return params if self.broadcast is None else self.broadcast(params)
+
+    def parameters(self, down: Arrays) -> Arrays:
+        """Of what goes down, what a client's model is made of: all but what its guide says."""
+        aside = () if self.guide is None else (self.guide.preference, self.guide.group)
+        return {k: v for k, v in down.items() if k not in aside}
 
     @property
     def row_tables(self) -> tuple[str, ...]:

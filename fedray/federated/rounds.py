@@ -131,7 +131,13 @@ def train_round(run: Run, executor: Executor) -> tuple[TrainReport, int]:
     down = run.broadcast.params
     trained = executor.train(run.broadcast, limit, run.targets)
     personal = sum(down[k].nbytes for k in run.method.pull) * with_target(run.targets, trained)
-    return trained, personal + trained.clients * sum(v.nbytes for v in down.values())
+    return trained, personal + trained.clients * sent(run.method, down)
+
+
+def sent(method: Method, down: Arrays) -> int:
+    """Bytes of what every client gets alike: the parameters and, where there are soft labels, those of one group."""
+    labels = 0 if method.guide is None else down[method.guide.preference][0].nbytes
+    return labels + sum(v.nbytes for v in method.parameters(down).values())
 
 
 def with_target(targets: Uploads | None, trained: TrainReport) -> int:

@@ -27,7 +27,7 @@ def score_clients(
     tuned rows, with its own table: its touched rows, and for the others the broadcast of its last round; where it
     keeps whole tables, with those. A client that never trained has the current broadcast.
     """
-    for base, who in by_base(store, params):
+    for base, who in by_base(store, method.parameters(params)):
         for i in range(0, len(who), GROUP):
             part = who[i : i + GROUP]
             blocks = [part[j : j + WIDTH] for j in range(0, len(part), WIDTH)]

@@ -28,6 +28,13 @@ def bpr(logit: Float[Tensor, " B"], label: Float[Tensor, " B"], mask: Bool[Tenso
     return _mean(torch.nn.functional.softplus(pair[:, 1] - pair[:, 0]), mask[: len(logit) // 2 * 2 : 2])
 
 
+def divergence(
+    logit: Float[Tensor, " B"], target: Float[Tensor, " B"], entropy: Float[Tensor, " B"], mask: Bool[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """KL(q || sigmoid(x)), mean over the unmasked samples; `entropy` is q log q + (1 - q) log(1 - q)."""
+    return _mean(torch.nn.functional.softplus(logit) - target * logit + entropy, mask)
+
+
 def _mean(each: Tensor, mask: Tensor) -> Tensor:
     keep = mask.to(each.dtype)
     return (each * keep).sum() / keep.sum().clamp_min(1.0)

@@ -68,6 +68,7 @@ def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resour
     kept = client_bytes(config, method, data, rows, size)
     actor_bytes = PROCESS_BYTES + kept / actors + _sum_bytes(data, size)
     serial = config.runtime.executor == "serial"
+    labels = 0 if method.guide is None else 1
     server = server_bytes(method, cohort, data.n_items, size, copies=2 if serial else 4)
     around = server if serial else actors * actor_bytes - actor_bytes + RAY_BYTES + 2 * PROCESS_BYTES + server
     return Plan(
@@ -80,7 +81,7 @@ def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resour
         actor_bytes=actor_bytes,
         total_bytes=actor_bytes + around,
         up_bytes=_up_bytes(method, rows, share, data.n_items, size),
-        down_bytes=cohort * (4.0 * data.n_items * (size.shared + share * size.collected) + 4.0 * size.dense),
+        down_bytes=cohort * (4.0 * data.n_items * (size.shared + labels + share * size.collected) + 4.0 * size.dense),
         round_seconds=_seconds(config, data, share, path) / min(actors, max(there.cpus, 1)),
         executor=config.runtime.executor,
         server_bytes=server,

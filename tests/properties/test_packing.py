@@ -81,7 +81,7 @@ def test_more_padding_changes_nothing(extra):
         found = {}
         for block in stack(samples, 16, config.train.block_width, extra=padding):
             params, _ = gather(start, samples, block, "cpu")
-            params, loss = train_block(host.method, plan, config.train, params, block)
+            params, loss, _ = train_block(host.method, plan, config.train, params, block)
             for i, c in enumerate(block.slot):
                 if c >= 0:
                     rows = params["item_embedding"][i, : block.n_rows[i]].numpy()

@@ -11,8 +11,8 @@ from jaxtyping import Float32
 
 from fedray.data.blocks import RoundSamples
 from fedray.federated.kernels.linear import copy_rows, longest_batch, product, with_one
-from fedray.federated.kernels.losses import FAST, KINDS, dot, errors_of
-from fedray.federated.local import LocalPlan, LocalResult, LocalStart
+from fedray.federated.kernels.losses import FAST, KINDS, dot, errors_toward
+from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Soft
 from fedray.federated.method import Kernel, Owned
 from fedray.types import Arrays
 
@@ -28,13 +28,14 @@ def additive_kernel(
     def train(plan: LocalPlan, start: LocalStart, samples: RoundSamples) -> LocalResult:
         e, p = np.empty((len(start.index[shared]), start.tables[shared].shape[1]), np.float32), start.rows(personal)
         w, b = start.private[weight].copy(), start.private[bias].copy()
+        soft = start.labels(len(b))
         loss = train_additive(
             start.tables[shared], start.index[shared], e, p, w, b, samples.row_ptr, samples.sample_ptr, samples.item,
             samples.label, samples.order, plan.batch_size, plan.rates((weight, bias, shared, personal)),
             np.float32(plan.step_decay), np.float32(plan.private_decay), np.float32(plan.decay), KINDS[plan.loss],
-            np.array([plan.coefficients[k] for k in terms], np.float32), squared,
+            np.array([plan.coefficients[k] for k in terms], np.float32), squared, soft,
         )  # fmt: skip
-        return LocalResult({shared: e, personal: p}, {}, {weight: w, bias: b}, {}, loss)
+        return LocalResult({shared: e, personal: p}, {}, {weight: w, bias: b}, {}, loss, ratio=soft.ratio)
 
     def score(tables: Arrays, owned: Owned) -> Float32[np.ndarray, "K M"]:
         own, w, b = owned.personal[personal], owned.private[weight], owned.private[bias]
@@ -78,6 +79,7 @@ def train_additive(
     kind: int,
     terms: np.ndarray,
     squared: bool,
+    soft: Soft,
 ) -> np.ndarray:
     """SGD in place on `own` [R, d] (the P rows), `weight` [C, d], `bias` [C]; writes the E rows [R, d or d + 1], which
     start as table[index]. rates [phases, 4]: of weight, bias, E, P; negative: not in this phase. Returns the mean
@@ -86,7 +88,7 @@ def train_additive(
     loss = np.zeros(len(weight), np.float32)
     longest = longest_batch(sample_ptr, batch_size)
     at, y = np.empty(longest, np.int64), np.empty(longest, np.float32)
-    x, u = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    x, u, push = np.empty(longest, np.float32), np.empty(longest, np.float32), np.empty(longest, np.float32)
     power, grad = np.empty(longest, np.int32), np.empty(d, np.float32)
     w, most = np.ones(rows.shape[1], np.float32), longest_batch(row_ptr, len(rows))
     count, force = np.zeros(most, np.int32), np.zeros(most, np.float32)
@@ -105,7 +107,10 @@ def train_additive(
                 for p in range(len(rates)):
                     for k in range(m):
                         x[k] = dot(z[at[k]], w) + dot(q[at[k]], w[:d]) + bias[c]
-                    total += errors_of(kind, x, y, u, power, m, p == 0)
+                    extra = 0.0
+                    if p == 0 and soft.ema >= 0 and soft.strength[c] > 0:
+                        extra = _terms_of(z, q, at, m, terms, squared)
+                    total += errors_toward(kind, x, y, u, power, m, p == 0, soft, c, at, row_ptr[c], push, extra)
                     error = _ZERO
                     for k in range(m):
                         error += x[k]
@@ -124,6 +129,26 @@ def train_additive(
         if n > 0:
             loss[c] = total / (n * len(order))
     return loss
+
+
+@numba.njit(cache=True, fastmath=FAST)
+def _terms_of(z: np.ndarray, q: np.ndarray, at: np.ndarray, m: int, terms: np.ndarray, squared: bool) -> float:
+    """The terms' value times m, before a step; the step itself makes it anew on its way."""
+    total = 0.0
+    for k in range(m):
+        total += terms_of(z[at[k]], q[at[k]], terms, squared)
+    return total / q.shape[1]
+
+
+@numba.njit(cache=True, fastmath=FAST)
+def terms_of(shared: np.ndarray, own: np.ndarray, terms: np.ndarray, squared: bool) -> np.float32:
+    """What one sample puts into the terms' value, times d."""
+    gap, size = _ZERO, _ZERO
+    for j in range(len(own)):
+        e, diff = shared[j], own[j] - shared[j]
+        gap += diff * diff
+        size += e * e if squared else abs(e)
+    return terms[1] * size - terms[0] * gap
 
 
 @numba.njit(cache=True, fastmath=FAST, inline="always")

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float32
 
 from fedray.data.blocks import RoundSamples
-from fedray.federated.kernels.losses import FAST, KINDS, dot, errors_of
-from fedray.federated.local import LocalPlan, LocalResult, LocalStart
+from fedray.federated.kernels.losses import FAST, KINDS, dot, errors_toward
+from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Soft
 from fedray.federated.method import Kernel, Owned
 from fedray.types import Arrays
 
@@ -25,13 +25,13 @@ def linear_kernel(table: str, weight: str, bias: str) -> Kernel:
 
     def train(plan: LocalPlan, start: LocalStart, samples: RoundSamples) -> LocalResult:
         base, w, b = start.tables[table], start.private[weight].copy(), start.private[bias].copy()
-        rows = np.empty((len(start.index[table]), base.shape[1]), np.float32)
+        rows, soft = np.empty((len(start.index[table]), base.shape[1]), np.float32), start.labels(len(b))
         loss = train_linear(
             base, start.index[table], rows, w, b, samples.row_ptr, samples.sample_ptr, samples.item, samples.label,
             samples.order, plan.batch_size, plan.rates((weight, bias, table)), np.float32(plan.step_decay),
-            np.float32(plan.private_decay), np.float32(plan.decay), KINDS[plan.loss],
+            np.float32(plan.private_decay), np.float32(plan.decay), KINDS[plan.loss], soft,
         )  # fmt: skip
-        return LocalResult({table: rows}, {}, {weight: w, bias: b}, {}, loss)
+        return LocalResult({table: rows}, {}, {weight: w, bias: b}, {}, loss, ratio=soft.ratio)
 
     def score(shared: Arrays, owned: Owned) -> Float32[np.ndarray, "C M"]:
         """One product for the common table, then the rows of the clients' own."""
@@ -79,6 +79,7 @@ def train_linear(
     private_decay: np.float32,
     decay: np.float32,
     kind: int,
+    soft: Soft,
 ) -> np.ndarray:
     """SGD in place on `weight` [C, d] and `bias` [C]; writes the rows [R, d or d + 1].
 
@@ -88,7 +89,7 @@ def train_linear(
     loss = np.zeros(len(weight), np.float32)
     longest = longest_batch(sample_ptr, batch_size)
     at, y = np.empty(longest, np.int64), np.empty(longest, np.float32)
-    x, u = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    x, u, push = np.empty(longest, np.float32), np.empty(longest, np.float32), np.empty(longest, np.float32)
     power, grad = np.empty(longest, np.int32), np.empty(weight.shape[1], np.float32)
     w = np.ones(rows.shape[1], np.float32)
     for c in range(len(weight)):
@@ -107,7 +108,7 @@ def train_linear(
                     b = bias[c]
                     for k in range(m):
                         x[k] = dot(z[at[k]], w) + b
-                    total += errors_of(kind, x, y, u, power, m, p == 0)
+                    total += errors_toward(kind, x, y, u, power, m, p == 0, soft, c, at, row_ptr[c], push, 0.0)
                     _step(z, w, bias, c, at, x, m, rates[p], speed, private_decay, decay, grad)
                 speed *= step_decay
         weight[c] = w[: len(grad)]

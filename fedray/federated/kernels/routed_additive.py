@@ -8,11 +8,12 @@ from jaxtyping import Float32
 
 from fedray.data.blocks import RoundSamples
 from fedray.federated.kernels import routed, router
+from fedray.federated.kernels.additive import terms_of
 from fedray.federated.kernels.linear import longest_batch
-from fedray.federated.kernels.losses import FAST, KINDS, dot, errors_of
+from fedray.federated.kernels.losses import FAST, KINDS, dot, errors_toward
 from fedray.federated.kernels.routed import Mixed
 from fedray.federated.kernels.tower import flat_parameters, one_thread, shaped_parameters
-from fedray.federated.local import LocalPlan, LocalResult, LocalStart
+from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Soft
 from fedray.federated.method import Kernel, Owned, Routing
 from fedray.types import Arrays
 
@@ -27,7 +28,7 @@ def routed_additive_kernel(
     def train(plan: LocalPlan, start: LocalStart, samples: RoundSamples) -> LocalResult:
         table, index, rows = routed.views_of(routing, start)
         own, w, b = start.rows(personal), start.private[weight].copy(), start.private[bias].copy()
-        theta = flat_parameters([start.private[k] for k in routing.parameters], len(b))
+        theta, soft = flat_parameters([start.private[k] for k in routing.parameters], len(b)), start.labels(len(b))
         names = (weight, bias, personal, routing.views[0], *routing.parameters[:1])
         with one_thread():
             loss = train_routed_additive(
@@ -35,9 +36,10 @@ def routed_additive_kernel(
                 samples.item, samples.label, samples.order, plan.batch_size, plan.rates(names),
                 np.float32(plan.step_decay), np.float32(plan.private_decay), np.float32(plan.decay), KINDS[plan.loss],
                 np.array([plan.coefficients[k] for k in terms], np.float32), squared, routing.width, routing.kind,
+                soft,
             )  # fmt: skip
         private = {weight: w, bias: b, **shaped_parameters(theta, routing.parameters, start.private)}
-        return LocalResult({**dict(zip(routing.views, rows)), personal: own}, {}, private, {}, loss)
+        return LocalResult({**dict(zip(routing.views, rows)), personal: own}, {}, private, {}, loss, ratio=soft.ratio)
 
     def score(shared: Arrays, owned: Owned) -> Float32[np.ndarray, "K M"]:
         views, own = routed.mixed(routing, shared, owned), owned.personal[personal]
@@ -76,6 +78,7 @@ def train_routed_additive(
     squared: bool,
     width: int,
     weights: int,
+    soft: Soft,
 ) -> np.ndarray:
     """SGD in place on `own` [R, d] (the P rows), `weight` [C, d], `bias` [C] and `thetas` [C, P]; writes `rows`
     [J, R, d] as `train_routed` does. rates [phases, 4 or 5]: of head weight, bias, P, views and router; negative: not
@@ -86,6 +89,7 @@ def train_routed_additive(
     at, where, y = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.float32)
     e, u, power = np.empty(longest, np.float32), np.empty(longest, np.float32), np.empty(longest, np.int32)
     theta, grad = np.empty(thetas.shape[1], np.float32), np.empty(thetas.shape[1], np.float32)
+    push = np.empty(longest, np.float32)
     head, p, apart = np.empty(d, np.float32), np.empty(d, np.float32), np.empty((longest, d), np.float32)
     whole, source = router.buffers(longest, d, n, width, True), table if fixed else rows
     for c in range(len(weight)):
@@ -105,7 +109,10 @@ def train_routed_additive(
                     moving = n > 1 and rate[4] >= 0
                     router.mix(source, where, theta, weights, b)
                     _logits(own, at, b.z, p, bias[c], q, e)
-                    total += errors_of(kind, e, y, u, power, m, phase == 0)
+                    extra = 0.0
+                    if phase == 0 and soft.ema >= 0 and soft.strength[c] > 0:
+                        extra = _terms_of(b.z, q, terms, squared)
+                    total += errors_toward(kind, e, y, u, power, m, phase == 0, soft, c, at, 0, push, extra)
                     shift = _head_gradient(b.z, q, e, head)
                     extra = _into_rows(b.z, q, p, e, terms, squared, b.dz)
                     total += extra if phase == 0 else 0.0
@@ -131,6 +138,15 @@ def train_routed_additive(
         if size > 0:
             loss[c] = total / (size * len(order))
     return loss
+
+
+@numba.njit(cache=True, fastmath=FAST)
+def _terms_of(z: np.ndarray, q: np.ndarray, terms: np.ndarray, squared: bool) -> float:
+    """The terms' value times m."""
+    total = 0.0
+    for i in range(len(z)):
+        total += terms_of(z[i], q[i], terms, squared)
+    return total / z.shape[1]
 
 
 @numba.njit(cache=True, fastmath=FAST)

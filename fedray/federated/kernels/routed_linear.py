@@ -7,10 +7,10 @@ from jaxtyping import Float32
 from fedray.data.blocks import RoundSamples
 from fedray.federated.kernels import routed, router
 from fedray.federated.kernels.linear import longest_batch
-from fedray.federated.kernels.losses import FAST, KINDS, dot, errors_of
+from fedray.federated.kernels.losses import FAST, KINDS, dot, errors_toward
 from fedray.federated.kernels.routed import Mixed
 from fedray.federated.kernels.tower import flat_parameters, one_thread, shaped_parameters
-from fedray.federated.local import LocalPlan, LocalResult, LocalStart
+from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Soft
 from fedray.federated.method import Kernel, Owned, Routing
 from fedray.types import Arrays
 
@@ -23,16 +23,17 @@ def routed_linear_kernel(routing: Routing, weight: str, bias: str) -> Kernel:
     def train(plan: LocalPlan, start: LocalStart, samples: RoundSamples) -> LocalResult:
         table, index, rows = routed.views_of(routing, start)
         w, b = start.private[weight].copy(), start.private[bias].copy()
-        theta = flat_parameters([start.private[k] for k in routing.parameters], len(b))
+        theta, soft = flat_parameters([start.private[k] for k in routing.parameters], len(b)), start.labels(len(b))
         names = (weight, bias, routing.views[0], *routing.parameters[:1])
         with one_thread():
             loss = train_routed(
                 table, index, rows, bool(plan.fixed), w, b, theta, samples.row_ptr, samples.sample_ptr, samples.item,
                 samples.label, samples.order, plan.batch_size, plan.rates(names), np.float32(plan.step_decay),
                 np.float32(plan.private_decay), np.float32(plan.decay), KINDS[plan.loss], routing.width, routing.kind,
+                soft,
             )  # fmt: skip
         own = shaped_parameters(theta, routing.parameters, start.private)
-        return LocalResult(dict(zip(routing.views, rows)), {}, {weight: w, bias: b, **own}, {}, loss)
+        return LocalResult(dict(zip(routing.views, rows)), {}, {weight: w, bias: b, **own}, {}, loss, ratio=soft.ratio)
 
     def score(shared: Arrays, owned: Owned) -> Float32[np.ndarray, "K M"]:
         views = routed.mixed(routing, shared, owned)
@@ -64,6 +65,7 @@ def train_routed(
     kind: int,
     width: int,
     weights: int,
+    soft: Soft,
 ) -> np.ndarray:
     """SGD in place on `weight` [C, d], `bias` [C] and `thetas` [C, P]; writes the rows [J, R, d]: where the views are
     `fixed` their summed steps, else as they are at the end. rates [phases, 3 or 4]: of head weight, bias, views and
@@ -74,6 +76,7 @@ def train_routed(
     at, where, y = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.float32)
     e, u, power = np.empty(longest, np.float32), np.empty(longest, np.float32), np.empty(longest, np.int32)
     theta, grad = np.empty(thetas.shape[1], np.float32), np.empty(thetas.shape[1], np.float32)
+    push = np.empty(longest, np.float32)
     head, p = np.empty(d, np.float32), np.empty(d, np.float32)
     whole, source = router.buffers(longest, d, n, width, True), table if fixed else rows
     for c in range(len(weight)):
@@ -93,7 +96,7 @@ def train_routed(
                     router.mix(source, where, theta, weights, b)
                     for i in range(m):
                         e[i] = dot(b.z[i], p) + bias[c]
-                    total += errors_of(kind, e, y, u, power, m, phase == 0)
+                    total += errors_toward(kind, e, y, u, power, m, phase == 0, soft, c, at, 0, push, 0.0)
                     shift = _into_rows(b.z, p, e, b.dz, head)
                     router.unmix(theta, weights, b, grad, moving, rate[2] >= 0)
                     if rate[2] >= 0:

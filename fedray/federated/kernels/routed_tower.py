@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from fedray.data.blocks import RoundSamples
 from fedray.federated.kernels import routed, router
 from fedray.federated.kernels.linear import copy_rows, longest_batch
-from fedray.federated.kernels.losses import FAST, KINDS, errors_of
+from fedray.federated.kernels.losses import FAST, KINDS, errors_toward
 from fedray.federated.kernels.routed import Mixed, factor_of
 from fedray.federated.kernels.tower import (
     Tower,
@@ -24,7 +24,7 @@ from fedray.federated.kernels.tower import (
     shrink,
 )
 from fedray.federated.kernels.tower_scores import offsets, score_tower
-from fedray.federated.local import LocalPlan, LocalResult, LocalStart
+from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Soft
 from fedray.federated.method import Kernel, Owned, Routing
 from fedray.types import Arrays
 
@@ -42,18 +42,19 @@ def routed_tower_kernel(tower: Tower, routing: Routing) -> Kernel:
         theta = flat_parameters([given[k] for k in names])
         rate, decay = each_rate(plan, start, names)
         own = np.empty((len(index), tower.d + tower.g), np.float32)
-        target = start.target.get(tower.table, own[:0])
+        target, soft = start.target.get(tower.table, own[:0]), start.labels(len(theta))
         with one_thread():
             loss = train_routed_tower(
                 table, index, rows, bool(plan.fixed), start.tables[tower.table], own, theta, samples.row_ptr,
                 samples.sample_ptr, samples.item, samples.label, samples.order, plan.batch_size, rate,
                 plan.rates((tower.table, routing.views[0])), decay, np.float32(plan.step_decay),
                 np.float32(plan.decay), np.float32(plan.pull.get(tower.table, 0.0)), target, KINDS[plan.loss],
-                tower.d, widths, routing.width, routing.kind,
+                tower.d, widths, routing.width, routing.kind, soft,
             )  # fmt: skip
         after = shaped_parameters(theta, names, given)
-        dense, private = ({k: after[k] for k in part} for part in (start.dense, start.private))
-        return LocalResult({tower.table: own, **dict(zip(routing.views, rows))}, dense, private, {}, loss)
+        dense, private = ({k: after[k] for k in part if k in after} for part in (start.dense, start.private))
+        tables = {tower.table: own, **dict(zip(routing.views, rows))}
+        return LocalResult(tables, dense, private, {}, loss, ratio=soft.ratio)
 
     def score(shared: Arrays, owned: Owned) -> Float32[np.ndarray, "K M"]:
         n, views = len(owned.position), routed.mixed(routing, shared, owned)
@@ -95,6 +96,7 @@ def train_routed_tower(
     widths: np.ndarray,
     width: int,
     weights: int,
+    soft: Soft,
 ) -> np.ndarray:
     """SGD in place on `thetas` [C, P]; writes `rows` [J, R, d + g] as `train_routed` does, and `own` [R, d + g], which
     start as base[index] and move as in `train_tower`. rates [phases, P]; row_rates [phases, 2]: of `own` and of the
@@ -104,6 +106,7 @@ def train_routed_tower(
     longest, widest = longest_batch(sample_ptr, batch_size), max(d, widths.max())
     at, where, y = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.float32)
     x, u, power = np.empty(longest, np.float32), np.empty(longest, np.float32), np.empty(longest, np.int32)
+    push = np.empty(longest, np.float32)
     zd, zg = np.empty((longest, d), np.float32), np.empty((longest, g), np.float32)
     acts, grads = np.empty((len(widths), longest * widest), np.float32), np.empty((2, longest * widest), np.float32)
     theta, grad = np.empty(thetas.shape[1], np.float32), np.empty(thetas.shape[1], np.float32)
@@ -127,7 +130,7 @@ def train_routed_tower(
                     router.mix(source, where, theta[split:], weights, b)
                     _together(own, at, b.z, zd[:m], zg[:m])
                     forward(zd[:m], zg[:m], theta, o, d, widths, acts, x)
-                    total += errors_of(kind, x, y, u, power, m, p == 0)
+                    total += errors_toward(kind, x, y, u, power, m, p == 0, soft, c, at, 0, push, 0.0)
                     dz = backward(zd[:m], zg[:m], theta, o, d, widths, acts, grads, x, grad, part[p, 0])
                     b.dz[:, :d], b.dz[:, d:] = dz, zg[:m]
                     router.unmix(theta[split:], weights, b, grad[split:], part[p, 1], row_rates[p, 1] >= 0)

@@ -22,9 +22,9 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from fedray.data.blocks import RoundSamples
 from fedray.federated.kernels.linear import copy_rows, longest_batch
-from fedray.federated.kernels.losses import FAST, KINDS, errors_of
+from fedray.federated.kernels.losses import FAST, KINDS, errors_toward
 from fedray.federated.kernels.tower_scores import offsets, score_tower
-from fedray.federated.local import LocalPlan, LocalResult, LocalStart
+from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Soft
 from fedray.federated.method import Kernel, Owned
 from fedray.types import Arrays
 
@@ -71,17 +71,17 @@ def tower_kernel(tower: Tower) -> Kernel:
         row_rate = plan.rates((tower.table,))[:, 0]
         rows = np.empty((len(start.index[tower.table]), tower.d + tower.g), np.float32)
         pull = plan.pull.get(tower.table, 0.0)
-        target = start.target.get(tower.table, rows[:0])
+        target, soft = start.target.get(tower.table, rows[:0]), start.labels(len(theta))
         with one_thread():
             loss = train_tower(
                 start.tables[tower.table], start.index[tower.table], rows, theta, samples.row_ptr, samples.sample_ptr,
                 samples.item, samples.label, samples.order, plan.batch_size, rate, row_rate, decay,
                 np.float32(plan.step_decay), np.float32(plan.decay), np.float32(pull), target, KINDS[plan.loss],
-                tower.d, widths,
+                tower.d, widths, soft,
             )  # fmt: skip
         after = shaped_parameters(theta, tower.names(), given)
-        dense = {k: after[k] for k in start.dense}
-        return LocalResult({tower.table: rows}, dense, {k: after[k] for k in start.private}, {}, loss)
+        dense, private = ({k: after[k] for k in part if k in after} for part in (start.dense, start.private))
+        return LocalResult({tower.table: rows}, dense, private, {}, loss, ratio=soft.ratio)
 
     def score(shared: Arrays, owned: Owned) -> Float32[np.ndarray, "K M"]:
         n = len(owned.position)
@@ -197,6 +197,7 @@ def train_tower(
     kind: int,
     d: int,
     widths: np.ndarray,
+    soft: Soft,
 ) -> np.ndarray:
     """SGD in place on `thetas` [C, P]; writes the rows [R, d + g], which start as table[index] and, in each update of
     them, are all pulled to `target` [R, d + g]. rates [phases, P]; row_rates [phases], negative: not in this phase.
@@ -205,7 +206,7 @@ def train_tower(
     g, n_layers = rows.shape[1] - d, len(widths)
     longest, widest = longest_batch(sample_ptr, batch_size), max(d, widths.max())
     at, y = np.empty(longest, np.int64), np.empty(longest, np.float32)
-    x, u = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    x, u, push = np.empty(longest, np.float32), np.empty(longest, np.float32), np.empty(longest, np.float32)
     power = np.empty(longest, np.int32)
     zd, zg = np.empty((longest, d), np.float32), np.empty((longest, g), np.float32)
     acts, grads = np.empty((n_layers, longest * widest), np.float32), np.empty((2, longest * widest), np.float32)
@@ -233,7 +234,7 @@ def train_tower(
                         for j in range(g):
                             zg[k, j] = row[d + j]
                     forward(zd[:m], zg[:m], theta, o, d, widths, acts, x)
-                    total += errors_of(kind, x, y, u, power, m, p == 0)
+                    total += errors_toward(kind, x, y, u, power, m, p == 0, soft, c, at, row_ptr[c], push, 0.0)
                     dz = backward(zd[:m], zg[:m], theta, o, d, widths, acts, grads, x, theta_grad, moving[p])
                     if row_rates[p] >= 0:
                         rate = row_rates[p] * speed

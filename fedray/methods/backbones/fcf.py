@@ -53,9 +53,8 @@ def linear_method(config: LinearConfig, context: Context, item_lr: float) -> Met
     rates: Phase = {WEIGHT: config.lr, BIAS: config.lr, TABLE: item_lr}
     loss = LOSSES[context.train.loss]
 
-    def local_loss(params: Params, batch: Batch) -> torch.Tensor:
-        rows = params[TABLE][batch.item]
-        return loss(linear.logits(rows, params[WEIGHT], params[BIAS]), batch.label, batch.mask)
+    def logits(params: Params, batch: Batch) -> torch.Tensor:
+        return linear.logits(params[TABLE][batch.item], params[WEIGHT], params[BIAS])
 
     return Method(
         name=config.name,
@@ -64,12 +63,13 @@ def linear_method(config: LinearConfig, context: Context, item_lr: float) -> Met
         shared_rows=(TABLE,),
         shared_dense=(),
         private=(WEIGHT, BIAS),
-        local_loss=local_loss,
+        local_loss=lambda params, batch: loss(logits(params, batch), batch.label, batch.mask),
         phases=lambda round_: (decayed(rates, config, round_),),
         weight=lambda n_samples: (n_samples > 0).astype(np.int64),
         server_step=weighted_mean,
         score=score,
         predictor=None if config.item_bias else linear_predictor(),
+        logits=logits,
         kernel=linear_kernel(TABLE, WEIGHT, BIAS),
         routed=lambda routing: routed_linear_kernel(routing, WEIGHT, BIAS),
     )

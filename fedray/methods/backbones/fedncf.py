@@ -87,9 +87,8 @@ def tower_method(config: TowerConfig, context: Context, tower: Tower, shared: tu
         layers = init_layers(tower, seeding.generator(seeding.key(seed, "init_client", client=-1)))  # nobody's key
         return own | {k: np.repeat(v[None], len(clients), axis=0) for k, v in layers.items()}
 
-    def local_loss(params: Params, batch: Batch) -> torch.Tensor:
-        rows = params[TABLE][batch.item]
-        return loss(model.logits(rows, params[USER], params, tower.layers), batch.label, batch.mask)
+    def logits(params: Params, batch: Batch) -> torch.Tensor:
+        return model.logits(params[TABLE][batch.item], params[USER], params, tower.layers)
 
     return Method(
         name=config.name,
@@ -98,13 +97,14 @@ def tower_method(config: TowerConfig, context: Context, tower: Tower, shared: tu
         shared_rows=(TABLE,),
         shared_dense=shared,
         private=(USER,) if shared else (USER, *tower.layers),
-        local_loss=local_loss,
+        local_loss=lambda params, batch: loss(logits(params, batch), batch.label, batch.mask),
         phases=lambda round_: (decayed(rates, config, round_),),
         weight=lambda n_samples: (n_samples > 0).astype(np.int64),
         server_step=weighted_mean,
         score=lambda params: model.logits(params[TABLE], params[USER], params, tower.layers),
         item_input="added",
         predictor=tower_predictor(tower),
+        logits=logits,
         kernel=tower_kernel(tower),
         routed=lambda routing: routed_tower_kernel(tower, routing),
     )

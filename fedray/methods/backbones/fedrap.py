@@ -81,11 +81,13 @@ def make(config: Config, context: Context) -> Method:
         ramp = math.tanh(round_ / 10) if config.schedule == "tanh" else 1.0
         return {INDEPENDENCE: config.independence * ramp, SPARSITY: config.sparsity * ramp}
 
+    def logits(params: Params, batch: Batch) -> torch.Tensor:
+        return _logits(params[TABLE][batch.item], params[PERSONAL][batch.item], params)
+
     def local_loss(params: Params, batch: Batch) -> torch.Tensor:
         e, p = params[TABLE][batch.item], params[PERSONAL][batch.item]
-        fit = loss(_logits(e, p, params), batch.label, batch.mask)
         return (
-            fit
+            loss(logits(params, batch), batch.label, batch.mask)
             - params[INDEPENDENCE] * _mean((p - _rows(e, p)) ** 2, batch.mask)
             + params[SPARSITY] * _mean(_rows(e, p) ** 2 if squared else _rows(e, p).abs(), batch.mask)
         )
@@ -107,6 +109,7 @@ def make(config: Config, context: Context) -> Method:
         coefficients=coefficients,
         step_decay=config.step_decay,
         predictor=None if config.item_bias else linear_predictor(),
+        logits=logits,
         kernel=additive_kernel(TABLE, PERSONAL, WEIGHT, BIAS, TERMS, squared),
         routed=lambda routing: routed_additive_kernel(routing, PERSONAL, WEIGHT, BIAS, TERMS, squared),
     )

@@ -55,6 +55,7 @@ from fedray.types import Arrays, FeatureNames, Params, ServerState
 MOVED = "fedvlr/moved"
 Softmax = Literal["single", "double"]
 Rows = Literal["fixed", "moving"]
+OfBatch = Callable[[Params, Batch], torch.Tensor]
 
 
 class Config(Closed):
@@ -98,8 +99,8 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
 
     def item_rows(tables: Arrays) -> np.ndarray:
         """As a router sees them that weighs all views the same."""
-        mean = np.mean([tables[v] for v in views.tables], axis=0, dtype=np.float32)
-        return mean + tables[TABLE] if added else mean
+        mean = np.stack([tables[v] for v in views.tables]).mean(axis=0, dtype=np.float32)
+        return np.asarray(mean + tables[TABLE] if added else mean)
 
     return inner._replace(
         name=f"fedvlr({inner.name})",
@@ -108,7 +109,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         init_clients=lambda seed, clients: inner.init_clients(seed, clients) | _routers(config, width, seed, clients),
         shared_rows=tables,
         private=inner.private + routed,
-        local_loss=_fused_loss(inner, config, views.tables, added),
+        local_loss=_on_fused(inner.local_loss, inner, config, views.tables, added),
         phases=lambda round_: tuple(_phase(p, inner, config, views.tables, added) for p in inner.phases(round_)),
         server_step=_server_step(inner, config, views),
         personalise=_personalise(inner),
@@ -117,6 +118,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         within=lambda plugin: wrap(plugin(inner), config, context),
         tuned=tables if inner.tuned else (),
         fixed=views.tables if config.rows == "fixed" and not inner.tuned else (),
+        logits=inner.logits and _on_fused(inner.logits, inner, config, views.tables, added),
         kernel=_kernel(inner, config, views.tables),
         traits=_traits(config, views),
         ablations=None if inner.tuned or inner.collects else views.ablations(sent),
@@ -180,17 +182,17 @@ def _phase(phase: Phase, inner: Method, config: Config, views: tuple[str, ...], 
     return out
 
 
-def _fused_loss(
-    inner: Method, config: Config, views: tuple[str, ...], added: bool
-) -> Callable[[Params, Batch], torch.Tensor]:
-    def local_loss(params: Params, batch: Batch) -> torch.Tensor:
+def _on_fused(of_batch: OfBatch, inner: Method, config: Config, views: tuple[str, ...], added: bool) -> OfBatch:
+    """The backbone's loss or logits, on fused rows."""
+
+    def on_fused(params: Params, batch: Batch) -> torch.Tensor:
         fused = mixed([params[v][batch.item] for v in views], params, batch.mask, config.weights, _twice(config))
         rows = {k: params[k][batch.item] for k in inner.row_tables if k != TABLE}
         own = fused + params[TABLE][batch.item] if added else fused
         here = batch._replace(item=torch.arange(len(batch.item), device=batch.item.device))
-        return inner.local_loss({**params, **rows, TABLE: own}, here)
+        return of_batch({**params, **rows, TABLE: own}, here)
 
-    return local_loss
+    return on_fused
 
 
 def _fused_score(

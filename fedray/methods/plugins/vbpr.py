@@ -27,6 +27,7 @@ from fedray.methods.backbones.fcf import TABLE, WEIGHT
 from fedray.methods.context import Context
 from fedray.methods.plugins import fedvlr
 from fedray.methods.plugins._views import Views
+from fedray.methods.plugins.fedvlr import OfBatch
 from fedray.models.projection import Start
 from fedray.types import Arrays, Params, ServerState
 
@@ -70,13 +71,14 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         init_clients=init_clients,
         shared_rows=(*inner.shared_rows, view),
         private=(*inner.private, OWN),
-        local_loss=_loss(inner, view),
+        local_loss=_on_both(inner.local_loss, view),
         phases=lambda round_: tuple(phase(p) for p in inner.phases(round_)),
         server_step=_server_step(inner, config, views),
         score=lambda params: inner.score(_both(params, params[TABLE], params[view])),
         broadcast=sent,
         within=lambda plugin: wrap(plugin(inner), config, context),
         fixed=(view,),
+        logits=inner.logits and _on_both(inner.logits, view),
         kernel=None,
         ablations=views.ablations(sent),
     )
@@ -89,12 +91,14 @@ def _both(params: Params, ids: torch.Tensor, content: torch.Tensor) -> Params:
     return {**params, TABLE: rows, WEIGHT: torch.cat([params[WEIGHT], params[OWN]])}
 
 
-def _loss(inner: Method, view: str) -> Callable[[Params, Batch], torch.Tensor]:
-    def local_loss(params: Params, batch: Batch) -> torch.Tensor:
-        here = batch._replace(item=torch.arange(len(batch.item), device=batch.item.device))
-        return inner.local_loss(_both(params, params[TABLE][batch.item], params[view][batch.item]), here)
+def _on_both(of_batch: OfBatch, view: str) -> OfBatch:
+    """The head's loss or logits, on rows with the content half."""
 
-    return local_loss
+    def on_both(params: Params, batch: Batch) -> torch.Tensor:
+        here = batch._replace(item=torch.arange(len(batch.item), device=batch.item.device))
+        return of_batch(_both(params, params[TABLE][batch.item], params[view][batch.item]), here)
+
+    return on_both
 
 
 def _without_operators(params: Arrays) -> Arrays:
