@@ -135,7 +135,7 @@ def sum_dense(name: str, base: np.ndarray, trained: np.ndarray, weight: np.ndarr
     grid = fixed_point.quantise((trained.astype(np.float64) - base.astype(np.float64)) * wide)
     peak = sum(np.abs(grid).reshape(len(grid), -1).max(axis=1, initial=0).tolist()) if grid.size else 0
     scalars = {f"weight/{name}": sum(fixed_point.quantise(weight).tolist())}
-    return Aggregate({}, {name: grid.sum(axis=0)}, scalars, {name: fixed_point.check(peak)})
+    return Aggregate({}, {name: np.asarray(grid.sum(axis=0))}, scalars, {name: fixed_point.check(peak)})
 
 
 def sum_scalars(values: Mapping[str, np.ndarray]) -> Aggregate:

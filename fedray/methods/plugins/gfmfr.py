@@ -45,7 +45,7 @@ from fedray.methods.context import Context
 from fedray.methods.plugins._views import content_of, with_features
 from fedray.models import linear
 from fedray.models.group_fusion import Fitting, GroupFusion
-from fedray.types import Arrays, Params, ServerState
+from fedray.types import Arrays, FeatureNames, Params, ServerState
 
 PREFERENCE, GROUP, RATIO = "gfmfr/preference", "gfmfr/group", "gfmfr/ratio"
 FUSION = "gfmfr/fusion/"
@@ -86,7 +86,8 @@ class Config(Closed):
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
     """`inner` with its group's preference beside its loss."""
-    _check(inner, config)
+    _check(inner)
+    _check_head(inner, config, context)
     assert inner.predictor is not None
     with_features(context.features, config.features)
     means = inner.predictor.head if config.teacher == "head" else inner.predictor.reads
@@ -122,7 +123,7 @@ def _within(inner: Method, plugin: Callable[[Method], Method]) -> Method:
     return inner.within(plugin)
 
 
-def _check(inner: Method, config: Config) -> None:
+def _check(inner: Method) -> None:
     if inner.predictor is None or inner.guide is not None:
         raise UnsupportedError(
             f"gfmfr on {inner.name}",
@@ -134,6 +135,23 @@ def _check(inner: Method, config: Config) -> None:
             f"gfmfr on {inner.name}",
             "uploads without noise: groups are made of single clients' score functions",
             "Leave laplace_ldp out.",
+        )
+
+
+def _check_head(inner: Method, config: Config, context: Context) -> None:
+    """The authors' teacher puts item rows where the last hidden layer's numbers belong."""
+    if config.teacher != "head" or isinstance(context.features, FeatureNames):
+        return  # a client has no rows to compare with; the server has them
+    assert inner.predictor is not None
+    server, client = inner.init_server(0), inner.init_clients(0, np.array([0]))
+    name = inner.predictor.head[0]
+    wide = (server[name] if name in server else client[name][0]).shape[0]
+    rows = inner.item_rows(inner.down(server)).shape[1]
+    if wide != rows:
+        raise UnsupportedError(
+            f"gfmfr with teacher head on {inner.name}: its last layer reads {wide} numbers, an item row has {rows}",
+            "a last layer as wide as an item row",
+            f"Set backbone.hidden: [{rows}], or teacher: hidden.",
         )
 
 
@@ -175,7 +193,7 @@ def _fitted(
         return GroupFusion(config.fusion, features, config.features, *sizes, config.gain)
 
     def fitted(seed: int, state: ServerState, found: Grouped) -> ServerState:
-        members = np.bincount(found.labels, minlength=config.groups) > 0
+        members = np.bincount(found.labels, minlength=config.groups)
         targets = np.stack([group_table(inner, found, g) for g in range(config.groups)])
         fusion, extra = fusion_of(targets.shape[2]), dict(state.extra)
         params = {k.removeprefix(FUSION): v for k, v in extra.items() if k.startswith(FUSION)} or fusion.init(seed)
@@ -205,7 +223,7 @@ def preference_of(
     teach: Callable[[Params, torch.Tensor], torch.Tensor], mean: Arrays, rows: np.ndarray
 ) -> Float32[np.ndarray, " M"]:
     """sigmoid(score function on the rows), kept off 0 and 1 by 1e-7 (in float32: by 1.2e-7 at the top)."""
-    params = {k: torch.from_numpy(v.astype(np.float32)) for k, v in mean.items()}
+    params = {k: torch.from_numpy(np.asarray(v, np.float32)) for k, v in mean.items()}
     p = torch.sigmoid(teach(params, torch.from_numpy(rows))).numpy()
     return np.clip(p, LEAST, MOST)
 

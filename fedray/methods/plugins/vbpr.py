@@ -71,6 +71,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         init_clients=init_clients,
         shared_rows=(*inner.shared_rows, view),
         private=(*inner.private, OWN),
+        predictor=None,
         local_loss=_on_both(inner.local_loss, view),
         phases=lambda round_: tuple(phase(p) for p in inner.phases(round_)),
         server_step=_server_step(inner, config, views),
