@@ -18,7 +18,7 @@ SGD = Fitting(epochs=3, batch=0, lr=0.5, optimizer="sgd", weight_decay=1e-2)
 ADAM = SGD._replace(optimizer="adam", lr=0.01)
 KEY = seeding.key(0, "fusion", 4)
 ALL = np.array([3, 1, 2, 5])
-FUSIONS = ("mlp", "sum", "gate", "attention", "text_heavy")
+FUSIONS = ("mlp", "sum", "gate", "attention", "text")
 
 
 def fusion_of(name="mlp", features=FEATURES, content_dim=0):
