@@ -137,7 +137,7 @@ def _clustered(x: Vectors, groups: int, how: How, seed: int) -> Labels:
     from sklearn.cluster import KMeans, MiniBatchKMeans  # before the limit, which is of the libraries loaded so far
 
     if how == "minibatch":
-        means = MiniBatchKMeans(groups, n_init=3, batch_size=4096, random_state=seed)
+        means = MiniBatchKMeans(groups, n_init=10, batch_size=4096, random_state=seed)
     else:
         means = KMeans(groups, n_init=10, random_state=seed)
     with threadpool_limits(1), warnings.catch_warnings():
