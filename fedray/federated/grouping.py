@@ -26,7 +26,7 @@ from fedray.federated.kernels.linear import WIDTH, product
 
 How = Literal["auto", "spectral", "kmeans", "minibatch", "random"]
 Reduction = Literal["none", "pca", "projection"]
-SPECTRAL, KMEANS = 2_000, 20_000
+SPECTRAL, KMEANS = 500, 20_000
 """`auto`: so many clients at most."""
 VARIANCE = 0.95
 """What `pca` keeps of it."""
