@@ -21,8 +21,8 @@ Departures from the authors' code, each of which has an option where it can be b
 - A client without a group trains on its backbone's loss; theirs does not train at all.
 - Negatives, schedules and FedRAP's regularisers are the backbone's and the job's (`evaluation.options`,
   `backbone.schedule`).
-- The fit is shorter, by Adam, on the content's principal axes, and a step takes items with all groups; theirs takes 50 epochs
-  of 256 tuples by SGD (near it: `fit_epochs: 50`, `fit_batch: 51`, `fit_optimizer: sgd`, `content_dim: 0`).
+- The fit is shorter, by Adam, on the content's principal axes, and a step takes items with all groups; theirs takes 50
+  epochs of 256 tuples by SGD (near it: `fit_epochs: 50`, `fit_batch: 51`, `fit_optimizer: sgd`, `content_dim: 0`).
 """
 
 import math
