@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedray.federated import rounds
-from fedray.federated.clients import make_host, samples_of, start_of
+from fedray.federated.clients import make_host, own_targets, samples_of, start_of
 from fedray.federated.executor import SerialExecutor
 from fedray.federated.local_training import train_clients
 from fedray.federated.method import Guide
@@ -52,7 +52,8 @@ def local(config, data, method):
     host, who = make_host(config, method, data), np.arange(len(data))
     broadcast = Broadcast(0, method.down(method.init_server(config.seed)))
     samples = samples_of(host, who, 0)
-    return samples, train_clients(method, config.train, 0, start_of(host, who, broadcast, samples), samples)
+    start = start_of(host, who, broadcast, samples, own_targets(host, who, broadcast, None))
+    return samples, train_clients(method, config.train, 0, start, samples)
 
 
 def run(config, data, method, parts=None):
