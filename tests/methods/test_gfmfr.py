@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from fedray.federated.grouping import rand_index
 
 from fedray.data.dataset import client_data, load
 from fedray.data.protocols import rules_of
 from fedray.errors import UnsupportedError
 from fedray.federated import rounds
+from fedray.federated.grouping import rand_index
 from fedray.methods import build
 from fedray.methods.plugins.gfmfr import GROUP, MOST, PREFERENCE, joined
 from tests.helpers import FCF, FEDAVG, executor, run, tiny_config, tiny_data, tiny_features
