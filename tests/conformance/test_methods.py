@@ -70,7 +70,7 @@ EACH = pytest.mark.parametrize("method", METHODS, ids=lambda m: "-".join([m[0], 
 def test_there_is_something_on_the_bench():
     assert ("fcf", ("dualper",)) in METHODS
     assert {(b, ()) for b in BACKBONES} <= set(METHODS)
-    assert {("fcf", p) for p in ALL if "vbpr" not in p} <= set(METHODS)  # vbpr has no dualper
+    assert {("fcf", p) for p in ALL if "fedvlr" in p} <= set(METHODS)
 
 
 @EACH
