@@ -24,7 +24,7 @@ FEATURES = tiny_features(40)
 GROUPED = np.flatnonzero(groups_of(guided.some_groups(14), np.arange(14)) >= 0)
 BACKBONES = {
     "fcf": {"name": "fcf", "dim": 7, "lr": 0.03, "item_bias": True},
-    "fedavg": {"name": "fedavg", "dim": 8, "lr": 0.5},
+    "fedavg": {"name": "fedavg", "dim": 8, "lr": 0.2},
     "fedncf": {"name": "fedncf", "dim": 5, "hidden": [7, 3], "gmf": True, "item_lr_scale": 0.5},
     "fedrap": {"name": "fedrap", "dim": 7, "item_lr": 0.5, "personal_lr_scale": 0.5},
     "gpfedrec": {"name": "gpfedrec", "dim": 7, "hidden": [9], "item_lr_scale": 1.0, "user_lr_scale": 5.0},
