@@ -64,10 +64,12 @@ OWN: dict[str, dict[str, list[Any]]] = {
     },
 }
 OFF: dict[str, dict[str, Any]] = {
-    "mlp": {"operator_lr": 0.0, "gain": 0.0, "rows": "moving"},
-    "fedvlr": {"operator_lr": 0.0, "gain": 0.0, "rows": "moving", "views": ["sum"]},
+    "mlp": {"operator_lr": 0.0, "gain": 0.0},
+    "fedvlr": {"operator_lr": 0.0, "gain": 0.0, "views": ["sum"]},
 }
-"""Content switched off: what a plug-in does where content is of no use."""
+"""Content switched off: what a plug-in does where content is of no use, its rows at `OWN_ROWS`."""
+OWN_ROWS = {"fedncf": "fixed", "gpfedrec": "fixed"}
+"""These add the ID row themselves, and move it; on others (`moving`) it moves as a view."""
 METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")
 QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false", "evaluation.ablation=false")
 
@@ -145,7 +147,8 @@ def settled(backbone: str, plugin: str, data: str, there: Prepared) -> dict[str,
         raw = settled(backbone, "", data, there)
         raw = {**raw, "plugins": {plugin: {}}, **({"encoders": ENCODERS[data]} if data in ENCODERS else {})}
         raw["backbone"].pop("item_bias", None)
-        axes, off = ({f"plugins.{plugin}.{k}": v for k, v in part[plugin].items()} for part in (OWN, OFF))
+        still = {**OFF[plugin], "rows": OWN_ROWS.get(backbone, "moving")}
+        axes, off = ({f"plugins.{plugin}.{k}": v for k, v in part.items()} for part in (OWN[plugin], still))
         n = BUDGET
     else:
         raw, axes, off, n = bare(backbone, data), space(Row(backbone, "")), {}, 2 * BUDGET

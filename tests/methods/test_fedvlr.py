@@ -187,6 +187,33 @@ def test_any_set_of_features_will_do(sources):
     assert f"operator/{sources[0]}/projection_weight" in state.state.params
 
 
+BACKBONES = {
+    "fcf": {"name": "fcf", "dim": 8, "lr": 0.1},
+    "fedavg": {"name": "fedavg", "dim": 8, "lr": 0.5},
+    "fedncf": {"name": "fedncf", "dim": 8, "hidden": [8, 4], "lr": 0.1},
+    "fedrap": {"name": "fedrap", "dim": 8, "lr": 0.1, "item_lr": 5.0},
+    "gpfedrec": {"name": "gpfedrec", "dim": 8, "hidden": [8, 4], "lr": 0.05, "user_lr_scale": 1},
+}
+
+
+@pytest.mark.parametrize("views", [["sum"], ["id", "sum"], ["id"], ["mlp"]])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_with_content_off_it_is_its_backbone(backbone, views):
+    """No gain, operators that stay: what a search finds where content is of no use. The rows that move are D's: as a view,
+    or, where the backbone adds D itself, beside a view that stays 0. Mixtures move at the weights' shares of the rate.
+    """
+    rows = "fixed" if backbone in ("fedncf", "gpfedrec") else "moving"
+    off = {"views": views, "rows": rows, "gain": 0.0, "operator_lr": 0.0}
+    method = {"backbone": BACKBONES[backbone]}
+    plain = run(tiny_config(method), DATA, features=FEATURES)[0]
+    fused = run(tiny_config({**method, "plugins": {"fedvlr": off}}), DATA, features=FEATURES)[0]
+    for k, v in plain.state.params.items():
+        if len(views) == 1:
+            np.testing.assert_allclose(fused.state.params[k], v, atol=2e-5, rtol=0, err_msg=k)
+        else:
+            assert np.isfinite(fused.state.params[k]).all()
+
+
 def test_what_stays_where():
     """Down: views and nothing of the operators; up: steps of views; private: head and router."""
     config = config_of()

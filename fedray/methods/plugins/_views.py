@@ -86,9 +86,12 @@ class Views:
         leaves = {k: v.requires_grad_() for k, v in _tensors(params).items()}
         table = torch.tensor(ids, requires_grad=True)
         made = self._fused(leaves, table)
-        towards = [torch.from_numpy(steps[k].astype(np.float32)) for k in made]
-        found = torch.autograd.grad(list(made.values()), [table, *leaves.values()], towards, allow_unused=True)
-        whole = [torch.zeros_like(x) if g is None else g for x, g in zip([table, *leaves.values()], found)]
+        moving = [k for k, v in made.items() if v.requires_grad]  # not the ID view beside the backbone's own row
+        towards = [torch.from_numpy(steps[k].astype(np.float32)) for k in moving]
+        wanted = [table, *leaves.values()]
+        found = torch.autograd.grad([made[k] for k in moving], wanted, towards, allow_unused=True) if moving else ()
+        found = found or (None,) * len(wanted)
+        whole = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found)]
         return whole[0].numpy(), {k: g.numpy() for k, g in zip(leaves, whole[1:])}
 
     def _fused(self, params: Params, ids: torch.Tensor, without: Sequence[str] = ()) -> dict[str, torch.Tensor]:
