@@ -199,8 +199,8 @@ BACKBONES = {
 @pytest.mark.parametrize("views", [["sum"], ["id", "sum"], ["id"], ["mlp"]])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_with_content_off_it_is_its_backbone(backbone, views):
-    """No gain, operators that stay: what a search finds where content is of no use. The rows that move are D's: as a view,
-    or, where the backbone adds D itself, beside a view that stays 0. Mixtures move at the weights' shares of the rate.
+    """No gain, operators that stay: what a search finds where content is of no use. The rows that move are D's: as a
+    view, or, where the backbone adds D itself, beside a view that stays 0. In mixtures each has its share of the step.
     """
     rows = "fixed" if backbone in ("fedncf", "gpfedrec") else "moving"
     off = {"views": views, "rows": rows, "gain": 0.0, "operator_lr": 0.0}

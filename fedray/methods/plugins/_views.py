@@ -89,8 +89,9 @@ class Views:
         moving = [k for k, v in made.items() if v.requires_grad]  # not the ID view beside the backbone's own row
         towards = [torch.from_numpy(steps[k].astype(np.float32)) for k in moving]
         wanted = [table, *leaves.values()]
-        found = torch.autograd.grad([made[k] for k in moving], wanted, towards, allow_unused=True) if moving else ()
-        found = found or (None,) * len(wanted)
+        found: tuple[torch.Tensor | None, ...] = (None,) * len(wanted)
+        if moving:
+            found = torch.autograd.grad([made[k] for k in moving], wanted, towards, allow_unused=True)
         whole = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found)]
         return whole[0].numpy(), {k: g.numpy() for k, g in zip(leaves, whole[1:])}
 

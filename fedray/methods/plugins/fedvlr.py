@@ -16,8 +16,8 @@ Where a backbone's own item part stands beside the fused one (FedNCF, GPFedRec: 
 also trained there; on FedRAP z_i takes the place of the shared row, P_i + z_i. Under `dualper` a client tunes private
 copies of the view rows it touches, and ranks with them. In the paper a client's views stay as they came for a round and
 it sums their gradients up (`rows: fixed`); with `rows: moving` they take every local step, as a backbone's own rows do,
-and what they moved goes up. With content off that is the backbone (beside a row that the backbone adds itself `fixed` is),
-and several local epochs are worth little without it.
+and what they moved goes up. With content off that is the backbone (beside a row that the backbone adds itself `fixed`
+is), and several local epochs are worth little without it.
 
 Departures. D is as wide as the backbone's rows, without a map of its own (the authors: 512, mapped to 64). No dropout
 and no layer norms: the norms' gains start near 0 in the authors' code and take the signal with them. On FedRAP the
