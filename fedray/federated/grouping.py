@@ -26,7 +26,7 @@ from fedray.federated.kernels.linear import WIDTH, product
 
 How = Literal["auto", "spectral", "kmeans", "minibatch", "random"]
 Reduction = Literal["none", "pca", "projection"]
-SPECTRAL, KMEANS = 2_000, 20_000
+SPECTRAL, KMEANS = 500, 20_000
 """`auto`: so many clients at most."""
 VARIANCE = 0.95
 """What `pca` keeps of it."""
@@ -137,7 +137,7 @@ def _clustered(x: Vectors, groups: int, how: How, seed: int) -> Labels:
     from sklearn.cluster import KMeans, MiniBatchKMeans  # before the limit, which is of the libraries loaded so far
 
     if how == "minibatch":
-        means = MiniBatchKMeans(groups, n_init=3, batch_size=4096, random_state=seed)
+        means = MiniBatchKMeans(groups, n_init=10, batch_size=4096, random_state=seed)
     else:
         means = KMeans(groups, n_init=10, random_state=seed)
     with threadpool_limits(1), warnings.catch_warnings():

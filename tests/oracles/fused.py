@@ -69,9 +69,9 @@ class Mixed:
 class Operators(torch.nn.Module):
     """Projections h_m and operators g_j. start: their parameters by the package's names."""
 
-    def __init__(self, start, settings, features):
+    def __init__(self, start, settings, features, added):
         super().__init__()
-        self.views, self.residual, self.parts = settings.views, settings.residual, ModuleDict()
+        self.views, self.residual, self.added, self.parts = settings.views, settings.residual, added, ModuleDict()
         for name in (k for k in start if k.endswith("_weight")):
             _, part, layer = name.removesuffix("_weight").split("/")
             made = Linear(*start[name].shape[::-1], dtype=torch.float64)
@@ -95,8 +95,16 @@ class Operators(torch.nn.Module):
         for m, (there, content) in self.content.items():
             projected = self.parts[m]["projection"](content)
             parts[m] = torch.zeros_like(ids).index_put((torch.where(there)[0],), projected)
-        added = {v: ids if self.residual and v in self.parts else 0.0 for v in self.views}
-        return {VIEW + v: getattr(self, v)(parts) + added[v] for v in self.views}
+        return {VIEW + v: self.view(v, parts) for v in self.views}
+
+    def view(self, name, parts):
+        """Residual: D and what is on top of it; without D where the backbone adds its own."""
+        if not self.residual:
+            return getattr(self, name)(parts)
+        rest = parts["id"] * (0.0 if self.added else 1.0)
+        if name in self.parts:
+            return getattr(self, name)(parts) + rest
+        return getattr(self, name)({**parts, "id": rest})
 
     def id(self, x):
         return x["id"]
@@ -128,7 +136,8 @@ class Fused(Federation):
         fixed = s.rows == "fixed" and not self.dual
         self.kind = type("Fused", (Mixed, self.kind), {"settings": s, "fixed": fixed, "followed": followed})
         start = host.method.init_server(host.config.seed)
-        self.operators = Operators({k: v for k, v in start.items() if k.startswith(OPERATOR)}, s, features)
+        mine = {k: v for k, v in start.items() if k.startswith(OPERATOR)}
+        self.operators = Operators(mine, s, features, self.added)
         make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[s.operator_optimizer]
         moving = list(self.operators.parameters())  # none: a single view that is D
         self.moving = make(moving, lr=s.operator_lr)

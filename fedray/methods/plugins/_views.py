@@ -22,8 +22,9 @@ class Views:
     """The views of a catalogue: names in `views`, made of the ID row and the features in `sources`.
 
     The parameters of projections and operators are `operator/<part>/<name>` among the server's. residual: views with
-    layers of their own are added to the ID row, and their last layer starts at `gain` times its start, too. start: of
-    the projections, see `models.projection`.
+    layers of their own are added to the ID row, and their last layer starts at `gain` times its start, too. beside:
+    the backbone adds the ID row itself, so residual views leave it out. start: of the projections, see
+    `models.projection`.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Views:
         gain: float,
         residual: bool = False,
         start: Start = "random",
+        beside: bool = False,
     ) -> None:
         self.names, self.width, self._gain, self._residual = tuple(views), width, gain, residual
-        self._start = start
+        self._start, self._beside = start, beside
         self._features = with_features(features, sources)
         self.sources = tuple(sources) or self._features.names
         self._modules = {v: _fusion(v) for v in views}
@@ -95,11 +97,13 @@ class Views:
             mask = torch.zeros_like(present) if m in without else present
             projected = content @ params[f"operator/{m}/projection_weight"].T + params[f"operator/{m}/projection_bias"]
             x[m], there[m] = projected * mask[:, None], mask
-        found = {}
+        found, base = {}, torch.zeros_like(ids) if self._beside else ids
         for v, module in self._modules.items():
             own = _under(params, f"operator/{v}/")
-            fused = module.fuse(own, x, there)
-            found[PREFIX + v] = fused + ids if self._residual and own else fused
+            if self._residual and own:
+                found[PREFIX + v] = module.fuse(own, x, there) + base
+            else:
+                found[PREFIX + v] = module.fuse(own, {**x, "id": base} if self._residual else x, there)
         return found
 
     @cached_property

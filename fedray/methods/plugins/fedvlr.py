@@ -22,9 +22,10 @@ Departures. D is as wide as the backbone's rows, without a map of its own (the a
 and no layer norms: the norms' gains start near 0 in the authors' code and take the signal with them. On FedRAP the
 authors fuse P_i as well, which would put operators on the client. The operators learn at `operator_lr`, by SGD as in
 the paper or by Adam as in its code; what the clients' learning rate of items puts into D's step is taken out for them.
-By default views are residual and start quiet: F_j = D + g_j, so that a run starts as its backbone does, and content has
-to earn its place (with the authors' start, `residual: false`, `gain: 1` and `projection: random`, it drowns the ID rows
-on ML-100K). Projections start along the content's principal axes: of 384 numbers, 32 random mixtures tell less.
+By default views are residual and start quiet: F_j = D + g_j (beside a row that the backbone adds itself, F_j = g_j), so
+that a run starts as its backbone does, and content has to earn its place (with the authors' start, `residual: false`,
+`gain: 1` and `projection: random`, it drowns the ID rows on ML-100K). Projections start along the content's principal
+axes: of 384 numbers, 32 random mixtures tell less.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ class Config(Closed):
     operator_lr: float = Field(1.0, ge=0, description="of projections and operators, on the server")
     projection: Start = Field("principal", description="start of the projections: along the content's axes, or random")
     gain: float = Field(0.1, ge=0, description="times the projections' start: how loud content is at first")
-    residual: bool = Field(True, description="views with layers of their own are added to the ID row, and start quiet")
+    residual: bool = Field(True, description="views are the ID row and what is fused on top of it, which starts quiet")
 
 
 def wrap(inner: Method, config: Config, context: Context) -> Method:
@@ -84,10 +85,9 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
             f"fedvlr on {inner.name}", "item rows that are there when groups are made", "Name it before gfmfr."
         )
     width = _width(inner, context)
-    views = Views(
-        config.views, config.features, context.features, width, config.gain, config.residual, config.projection
-    )
     added = inner.item_input == "added"
+    how = config.gain, config.residual, config.projection, added
+    views = Views(config.views, config.features, context.features, width, *how)
     kept = tuple(k for k in inner.shared_rows if k != TABLE or added)
     routed = PARAMETERS if len(config.views) > 1 else ()
     tables = views.tables + kept
