@@ -145,8 +145,8 @@ def test_three_rounds_equal_the_naive_loop(case, path):
 @PATHS
 @EACH
 def test_what_the_groups_make_equals_the_naive_loop(case, path):
-    """Adam's step has the size of its rate however small a gradient is, and so has its rounding: where it hardly matters
-    for Q, a parameter may be off by more. The ratio divides by a KL term next to 0, a difference of larger numbers in
+    """Adam's step has the size of its rate however small a gradient is, and so has its rounding: where it hardly
+    matters for Q, a parameter may be off by more. The ratio divides by a KL term next to 0, a difference of larger numbers in
     float32."""
     by_sgd = loop(case).gfmfr.fit_optimizer == "sgd"
     expected, (final, _, _, store) = loop(case), package(case, path)
@@ -167,11 +167,11 @@ def test_every_case_moves_what_it_compares(case):
     assert len(set(groups[-1])) == found.gfmfr.groups or "empty" in case
     assert max(groups[-1].count(g) for g in groups[-1]) >= 2
     mine = found.preference[sorted(set(groups[-1]))]
-    assert np.abs(mine - 0.5).max() > 1e-2 and mine.std(axis=1).min() > 1e-3
+    assert np.abs(mine - 0.5).max() > 1e-2 and mine.std(axis=1).min() > 5e-4
     assert len(mine) == 1 or np.abs(mine - mine.mean(axis=0)).max() > 1e-3
     free = found.config.plugins | {"gfmfr": found.gfmfr.model_copy(update={"weight": 0.0, **RANDOM})}
     without, _ = watched(found.config.model_copy(update={"plugins": free}))
-    assert max(np.abs(found.table(c) - without.table(c)).max() for c in range(N)) > 2e-4
+    assert max(np.abs(found.table(c) - without.table(c)).max() for c in found.group) > 2e-4
     assert abs(found.loss[-1] - without.loss[-1]) > 2e-4
     if found.gfmfr.ratio == "client":
         assert np.nanmax(np.abs(found.ratio - 1)) > 0.1
