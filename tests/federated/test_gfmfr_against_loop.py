@@ -145,9 +145,9 @@ def test_three_rounds_equal_the_naive_loop(case, path):
 @PATHS
 @EACH
 def test_what_the_groups_make_equals_the_naive_loop(case, path):
-    """Adam's step has the size of its rate however small a gradient is, and so has its rounding: where it hardly
-    matters for Q, a parameter may be off by more. The ratio divides by a KL term next to 0, a difference of larger numbers in
-    float32."""
+    """Adam's step has the size of its rate however small a gradient is, and so has its rounding: where that hardly
+    matters for Q, a parameter may be off by more. The ratio divides by a KL term next to 0, a difference of larger
+    numbers in float32."""
     by_sgd = loop(case).gfmfr.fit_optimizer == "sgd"
     expected, (final, _, _, store) = loop(case), package(case, path)
     close(final.state.params[PREFERENCE], expected.preference, "preference")
