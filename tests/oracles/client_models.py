@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import linear, mse_loss, relu
 
 TABLE, PERSONAL, USER = "item_embedding", "personal_item_embedding", "user_embedding"
-TABLES, VIEW, OPERATOR = (TABLE, PERSONAL), "view/", "operator/"
+TABLES, VIEW, OPERATOR, GROUPED = (TABLE, PERSONAL), "view/", "operator/", "gfmfr/"
 
 
 def is_table(name):
@@ -37,6 +37,10 @@ class Client(torch.nn.Module):
     def terms(self, item):
         """Of the batch's loss, beside its fit."""
         return 0.0
+
+    def joined(self, base, logit, item, first):
+        """The batch's loss with what a plug-in adds to it; first: of the updates of a step."""
+        return base
 
     def pull(self):
         """A term on whole tables; it is not in the loss that a round reports."""

@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from fedray.data.blocks import RoundSamples
 from fedray.federated.clients import samples_of
 from fedray.federated.cohort import members, threshold
-from tests.oracles.client_models import KINDS, OPERATOR, TABLE, TABLES, is_table
+from tests.oracles.client_models import GROUPED, KINDS, OPERATOR, TABLE, TABLES, is_table
 from tests.oracles.servers import ServerOptimizer, graph_means, weighted_mean
 
 
@@ -54,7 +54,9 @@ def train_client(model, items, labels, order, steps, train, step_decay=1.0):
             now = torch.from_numpy(epoch[first : first + train.batch_size].astype(np.int64))
             for i, optimizer in enumerate(optimizers):
                 model.zero_grad()
-                loss = fit(train.loss, model(items[now]), labels[now]) + model.terms(items[now])
+                logit = model(items[now])
+                loss = fit(train.loss, logit, labels[now]) + model.terms(items[now])
+                loss = model.joined(loss, logit, items[now], i == 0)
                 (loss + model.pull()).backward()
                 model.before_step(optimizer)
                 optimizer.step()
@@ -86,12 +88,14 @@ class Federation:
     """server: the shared parameters. client[c]: everything that client c has since its last round, its own copies of
     shared parameters included. loss: each round's mean over clients."""
 
-    def __init__(self, host):
+    def __init__(self, host, features=None):
         config, method, ids = host.config, host.method, host.data.client
         self.host, self.config, self.kind = host, config, KINDS[config.backbone.name]
         own, tables = method.init_clients(config.seed, ids), method.init_private_rows(config.seed)
         self.client = [{**{k: v[c] for k, v in own.items()}, **tables} for c in range(len(ids))]
-        self.server = {k: v for k, v in method.init_server(config.seed).items() if not k.startswith(OPERATOR)}
+        self.server = {
+            k: v for k, v in method.init_server(config.seed).items() if not k.startswith((OPERATOR, GROUPED))
+        }
         self.target, self.loss = {}, []
         self.optimizer, self.left = None, {}
         if s := config.plugins.get("fedopt"):
