@@ -58,7 +58,7 @@ class Config(Closed):
     """Settings of the plug-in."""
 
     groups: int = Field(5, ge=1, le=1000)
-    weight: float = Field(0.5, ge=0, description="lambda, of the KL term; 0: the backbone")
+    weight: float = Field(0.1, ge=0, description="lambda, of the KL term; 0: the backbone")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of lambda: cos(pi r / 2T), or as it is")
     ratio: Literal["constant", "client"] = Field(
         "constant", description="client: lambda is also times each client's own running mean of loss / KL"
@@ -72,7 +72,7 @@ class Config(Closed):
     sketch: int = Field(0, ge=0, description="a client sends so many random projections of its vector; 0: the vector")
     features: tuple[str, ...] = Field((), description="of the items; empty: all there are")
     fusion: Literal["mlp", "sum", "gate", "attention"] = "mlp"
-    gain: float = Field(1.0, ge=0, description="times the start of the contents' projections")
+    gain: float = Field(0.1, ge=0, description="times the start of the contents' projections")
     group_dim: int = Field(64, ge=1, le=4096, description="width of a group's row")
     content_dim: int = Field(64, ge=0, description="principal axes of each feature that the fit reads; 0: all of it")
     fit_epochs: int = Field(10, ge=0, description="over the items, each round")
