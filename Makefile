@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+ALONE := tests/bench tests/e2e tests/runtime tests/tracking  # they start clusters and servers, or measure time
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check format bench bench-quality clean
@@ -20,7 +21,8 @@ run: $(STAMP)    ## train the quickstart on local Ray, tracked in sqlite:///mlfl
 	$(BIN)/fedray train jobs/quickstart.yaml
 
 test: $(STAMP)   ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -q $(ALONE)
 
 check: $(STAMP)  ## lint, format, types
 	$(BIN)/ruff check fedray jobs tests
