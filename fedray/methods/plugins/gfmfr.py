@@ -18,11 +18,13 @@ Departures from the authors' code, each of which has an option where it can be b
   puts rows of the item space into the last layer (`teacher: head`).
 - lambda is `weight` times a cosine; their scale, the ratio of the two losses, was one running mean over all clients'
   batches in the order of the simulation: with `ratio: client` each client keeps its own.
+  There the weight has no bound: where predictions come near to the group's, the ratio grows, and with it the rate.
 - A client without a group trains on its backbone's loss; theirs does not train at all.
 - Negatives, schedules and FedRAP's regularisers are the backbone's and the job's (`evaluation.options`,
   `backbone.schedule`).
 - The fit is shorter, by Adam, on the content's principal axes, and a step takes items with all groups; theirs takes 50
   epochs of 256 tuples by SGD (near it: `fit_epochs: 50`, `fit_batch: 51`, `fit_optimizer: sgd`, `content_dim: 0`).
+  Contents are at one scale first, and `gate` multiplies each part by its gate, as FedVLR's (theirs hands the gates on).
 """
 
 import math
