@@ -4,7 +4,7 @@
 
 A backbone's settings are those of its job, or, where it has none, chosen as a plug-in's are, among `2 x BUDGET` random
 ones. A plug-in starts from its backbone's settings and has BUDGET random ones of its own. They are screened with one
-seed; the FINALISTS best (ML-100K, whose runs are long: 2) and, for a plug-in, `OFF` (no content at all) are run in full
+seed; the FINALISTS best (where runs are long: 2) and, for a plug-in, `OFF` (no content at all) are run in full
 with three seeds, and the best mean wins: one seed moves NDCG@10 by more than most settings do. All of it on validation;
 the test set is not scored before all is chosen. Then 5 seeds of each, and `fedvlr` once more with the features shuffled
 between items: what is left of its gain is not due to content.
@@ -45,8 +45,8 @@ ENCODERS = {"ml100k": {"text": TEXT}, "ml100k10": {"text": TEXT}}
 LIKE = {"ml100k10": "ml100k"}
 """Rounds as those of another set."""
 SCREENED = {"ml100k": 30}
-"""Rounds of a trial; those of the run where they are not given."""
-FINALISTS, FEWER, TRIED = 4, {"ml100k": 2}, (0, 1, 2)
+"""Rounds of a trial; those of the run where not given (on a backbone whose rounds are dear: 30, times SLOW)."""
+FINALISTS, FEWER, TRIED = 4, 2, (0, 1, 2)
 PLUGINS = ("mlp", "fedvlr")
 CONTENT: dict[str, list[Any]] = {
     "operator_lr": [0.0, 0.001, 0.01, 0.1, 1.0],
@@ -118,24 +118,30 @@ def searched(
     data, backbone, there = where
     for chosen in draws[len([t for t in kept if "off" not in t]) :]:
         begun = time.perf_counter()
-        value = value_of(laid(raw, chosen), backbone, there, SCREENED.get(data))
+        value = value_of(laid(raw, chosen), backbone, there, SCREENED.get(data, 30 if dear(backbone, data) else None))
         kept.append({"value": value, "chosen": chosen, "seconds": time.perf_counter() - begun})
         file.write_text(json.dumps(kept, indent=1))
     if off and not any("off" in t for t in kept):
         kept.append({"value": 1.0, "chosen": off, "off": True})
-    for trial in finalists(kept, data):
+    few = data == "ml100k" or dear(backbone, data)
+    for trial in finalists(kept, few):
         if "full" not in trial:
             trial["full"] = [value_of(laid(raw, trial["chosen"]), backbone, there, seed=s) for s in TRIED]
             file.write_text(json.dumps(kept, indent=1))
-    best = max(finalists(kept, data), key=lambda t: float(np.mean(t["full"])))
+    best = max(finalists(kept, few), key=lambda t: float(np.mean(t["full"])))
     print(f"{name}: {np.mean(best['full']):.4f} {best['chosen']}", flush=True)
     return laid(raw, best["chosen"])
 
 
-def finalists(kept: list[dict[str, Any]], data: str) -> list[dict[str, Any]]:
+def dear(backbone: str, data: str) -> bool:
+    """GPFedRec on more clients than KU has: half the budget, and fewer finalists."""
+    return backbone in SLOW and data != "ku"
+
+
+def finalists(kept: list[dict[str, Any]], few: bool) -> list[dict[str, Any]]:
     """The settings that screened best and did not diverge since, and, where there is one, that without content."""
     drawn = [t for t in kept if "off" not in t and t["value"] > 0]
-    return [t for t in kept if "off" in t] + sorted(drawn, key=lambda t: -t["value"])[: FEWER.get(data, FINALISTS)]
+    return [t for t in kept if "off" in t] + sorted(drawn, key=lambda t: -t["value"])[: FEWER if few else FINALISTS]
 
 
 def settled(backbone: str, plugin: str, data: str, there: Prepared) -> dict[str, Any]:
@@ -149,9 +155,14 @@ def settled(backbone: str, plugin: str, data: str, there: Prepared) -> dict[str,
         raw["backbone"].pop("item_bias", None)
         still = {**OFF[plugin], "rows": OWN_ROWS.get(backbone, "moving")}
         axes, off = ({f"plugins.{plugin}.{k}": v for k, v in part.items()} for part in (OWN[plugin], still))
-        n = BUDGET
+        n = BUDGET // 2 if dear(backbone, data) else BUDGET
     else:
-        raw, axes, off, n = bare(backbone, data), space(Row(backbone, "")), {}, 2 * BUDGET
+        raw, axes, off, n = (
+            bare(backbone, data),
+            space(Row(backbone, "")),
+            {},
+            BUDGET if dear(backbone, data) else 2 * BUDGET,
+        )
     made = searched(file.stem, raw, axes, n, off, data, backbone, there)
     head = f"# Settings chosen on validation NDCG@10 among {n} (python -m tests.bench.content {data}).\n"
     body = yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=110)
@@ -175,15 +186,16 @@ def run(name: str, job: str, *sets: str) -> bool:
     return not done.returncode
 
 
-def demote(name: str, data: str) -> bool:
+def demote(name: str) -> bool:
     """The settings of this job diverged under another seed: the next best take their place. False where there are
     none."""
     file = KEPT / f"{name}.json"
     kept = json.loads(file.read_text())
-    best = max(finalists(kept, data), key=lambda t: float(np.mean(t["full"])))
+    tried = [t for t in kept if "full" in t]
+    best = max(tried, key=lambda t: float(np.mean(t["full"])))
     best |= {"diverged": best["value"], "value": 0.0, "full": [0.0]}
     file.write_text(json.dumps(kept, indent=1))
-    if not any(np.mean(t["full"]) > 0 for t in finalists(kept, data) if "full" in t):
+    if not any(np.mean(t["full"]) > 0 for t in tried):
         return False
     (ROOT / "jobs" / f"{name}.yaml").unlink()
     return True
@@ -234,7 +246,7 @@ def main(args: list[str]) -> None:
         for backbone in [b for b in BACKBONES if b in only]:
             for name, plugin in [(job_name(backbone, p, data), p) for p in ("", *PLUGINS)]:
                 settled(backbone, plugin, data, there)
-                while not run(name, name) and demote(name, data):
+                while not run(name, name) and demote(name):
                     settled(backbone, plugin, data, there)
             run(shuffled(backbone, data), job_name(backbone, "fedvlr", data), "data.shuffle_features=true")
     write()
