@@ -10,7 +10,7 @@ from fedray.evaluation import users
 from fedray.federated import rounds
 from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
-from fedray.federated.method import Method
+from fedray.federated.method import Method, Portrait
 from fedray.federated.rounds import Outcome
 from fedray.runtime import session
 from fedray.runtime.executor import get
@@ -73,4 +73,5 @@ def _on_ray(config: RunConfig, data: ClientData, features: ItemFeatures | None, 
 def copied(outcome: Outcome) -> Outcome:
     """What arrived is a view of Ray's memory, and a family keeps it until after Ray has gone."""
     parts = {k: replace(a, users=users.copied(a.users)) for k, a in outcome.ablation.items()}
-    return replace(outcome, users=users.copied(outcome.users), ablation=parts)
+    groups = outcome.groups and Portrait(*(part.copy() for part in outcome.groups))
+    return replace(outcome, users=users.copied(outcome.users), ablation=parts, groups=groups)

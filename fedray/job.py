@@ -22,7 +22,7 @@ from fedray.data.negatives import shortlists
 from fedray.data.protocols import Protocol, rules_of
 from fedray.embeddings.report import FeatureReport
 from fedray.errors import Terminated, UnsupportedError
-from fedray.evaluation import ablation, slices, users
+from fedray.evaluation import ablation, groups, slices, users
 from fedray.evaluation.ablation import Gain
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
 from fedray.evaluation.table import ablation_markdown, ablation_table, end_markdown, end_table
@@ -330,17 +330,29 @@ def run_end(result: Result, job: Prepared, status: Status) -> RunEnd:
             title=f"protocol `{job.rules.name}`: {job.rules.note}",
         )
         + (f"\n{ablation_markdown(dict(outcome.test), parts)}" if parts else ""),
+        **group_texts(outcome, job),
     }
     tags = {"fedray.protocol_note": job.rules.note, **result.flags}
     files = {users.FILE: users.to_parquet(outcome.users), **pictures(result, job, read_by)}
     return RunEnd(status, metrics, tags, texts, result.references, files)
 
 
+def group_texts(outcome: Outcome, job: Prepared) -> dict[str, str]:
+    """What each group likes, by title, where there are groups."""
+    if outcome.groups is None:
+        return {}
+    found = groups.liked(outcome.groups.preference, outcome.groups.group)
+    title = f"{job.config.method_name()}, {job.dataset.name}: groups of clients at round {outcome.best_round}"
+    return {"groups.md": groups.markdown(found, groups.names_of(job.dataset.items), title)}
+
+
 def pictures(result: Result, job: Prepared, metric: str) -> dict[str, bytes]:
-    """What there is to draw of the clients and of the parts of the item rows."""
+    """What there is to draw of the clients, of the parts of the item rows and of groups."""
     if job.config.tracking.backend == "none":
         return {}
-    from fedray.tracking import portraits  # matplotlib takes a while to import
+    from fedray.tracking import group_portraits, portraits  # matplotlib takes a while to import
 
     title = f"{job.config.method_name()}, {job.dataset.name}, seed {job.config.seed}"
-    return portraits.drawn(result.reports, result.outcome, result.gains, metric, title)
+    found = portraits.drawn(result.reports, result.outcome, result.gains, metric, title)
+    names = groups.names_of(job.dataset.items)
+    return found | group_portraits.drawn(result.reports, result.outcome, names, metric, title)
