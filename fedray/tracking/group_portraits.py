@@ -133,7 +133,7 @@ def items(found: Sequence[Liked], names: Sequence[str], title: str = "") -> dict
 
 def _page(page: Sequence[Liked], names: Sequence[str], colours: Colours, title: str) -> Figure:
     figure = Figure(figsize=(13, 1.2 + 2.4 * len(page)), layout="constrained")
-    axes = figure.subplots(len(page), 2, squeeze=False)
+    axes = figure.subplots(len(page), 2, squeeze=False, sharex="col")
     for (left, right), one in zip(axes, page):
         colour = colours.get(one.group, STRAY)
         _bars(left, one.most, names, colour, "%.3f")
@@ -143,6 +143,8 @@ def _page(page: Sequence[Liked], names: Sequence[str], colours: Colours, title: 
         dress(right, "more than others", "preference above the mean over groups" if last else "", "")
         for ax in (left, right):
             ax.grid(visible=False, axis="y")
+            ax.set_axisbelow(True)
+            ax.tick_params(labelbottom=True)
     figure.suptitle(f"What each group likes\n{title}", fontweight="bold")
     return figure
 
@@ -154,7 +156,7 @@ def _bars(axes: Axes, entries: Sequence[tuple[int, float]], names: Sequence[str]
     labels = [" ".join(wrapped(shown(names[item]), TITLE, lines=1)) for item, _ in entries]
     axes.set_yticks(range(len(entries)), labels, fontsize=8.5, fontfamily=families(), parse_math=False)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.15)
 
 
 def colours_of(group: Int[np.ndarray, " N"]) -> Colours:
