@@ -90,7 +90,7 @@ def _means(axes: Axes, means: Sequence[Served], colours: Colours, metric: str) -
     shades = [colours.get(m.group, STRAY) for m in means]
     heights, errors = [m.mean for m in means], [m.error for m in means]
     axes.bar(range(len(means)), heights, yerr=errors, color=shades, ecolor=GREY, capsize=3, width=0.7)
-    every = max(1, ceil(len(means) / 10))
+    every = max(1, ceil(len(means) / 16))
     labels = [f"{name}\n({m.clients:,})" for name, m in zip(names, means)]
     axes.set_xticks(range(0, len(means), every), labels[::every])
     if clients := sum(m.clients for m in means):
@@ -181,5 +181,6 @@ def _legend(figure: Figure, group: Int[np.ndarray, " N"], colours: Colours) -> N
     if more := len(size) - len(colours):
         clients = sum(n for g, n in size.items() if g not in colours)
         handles.append(Patch(color=STRAY, label=f"{more} smaller groups ({clients:,})"))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2)))  # inches a label
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
