@@ -109,7 +109,7 @@ def plane(portrait: Portrait, title: str = "") -> Figure:
     figure = Figure(figsize=(8, 7.2), layout="constrained")
     axes = figure.subplots()
     # One call in order of ids: no group lies on top of all others.
-    axes.scatter(*portrait.at[chosen].T, c=shades, s=16, alpha=0.75, lw=0)
+    axes.scatter(portrait.at[chosen, 0], portrait.at[chosen, 1], c=shades, s=16, alpha=0.75, lw=0)
     which = f"{n:,} clients" if len(chosen) == n else f"{len(chosen):,} of {n:,} clients, evenly by id"
     x, y = (
         f"{axis} principal axis, {share:.0%} of the variance" for axis, share in zip(("1st", "2nd"), portrait.share)
