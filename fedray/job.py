@@ -7,8 +7,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,19 @@ from fedray.data.negatives import shortlists
 from fedray.data.protocols import Protocol, rules_of
 from fedray.embeddings.report import FeatureReport
 from fedray.errors import Terminated, UnsupportedError
-from fedray.evaluation import ablation, slices, users
+from fedray.evaluation import ablation, groups, slices, users
 from fedray.evaluation.ablation import Gain
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
 from fedray.evaluation.table import ablation_markdown, ablation_table, end_markdown, end_table
-from fedray.federated import rounds
-from fedray.federated.clients import make_host
-from fedray.federated.executor import SerialExecutor
 from fedray.federated.method import Method
 from fedray.federated.rounds import Outcome
+from fedray.federation import federation
 from fedray.methods import build
 from fedray.models_io import save_model
 from fedray.progress import EncodeProgress, Progress, say, signals_raise
 from fedray.runtime import plan as planning
 from fedray.runtime import session
 from fedray.runtime.encoding import Pools, no_pools, pools
-from fedray.runtime.executor import get
 from fedray.runtime.features import with_features
 from fedray.runtime.plan import Plan, Resources
 from fedray.tracking.records import params
@@ -204,14 +201,17 @@ def _tracked(
     with console.status("controls: popularity, central EASE (kept for the next run on these data)"):
         control = measured_controls(job)
     reports: list[RoundReport] = []
-    with _federation(job, plan) as federation, Progress(console, config, control) as progress:
-        for report in federation.rounds():
+    with (
+        federation(config, job.method, job.data, job.dataset.features, plan) as clients,
+        Progress(console, config, control) as progress,
+    ):
+        for report in clients.rounds():
             tracker.log_round(report)
             progress.show(report)
             reports.append(report)
-        outcome = federation.finish()
+        outcome = clients.finish()
         if save is not None:
-            save_model(save, config, job.dataset.fingerprint, federation.save)
+            save_model(save, config, job.dataset.fingerprint, clients.save)
     return conclude(job, run_id, outcome, control, reports, time.perf_counter() - begun)
 
 
@@ -248,59 +248,6 @@ def measured_controls(job: Prepared) -> Controls:
     cache = CACHE if os.access(Path.cwd(), os.W_OK) else None
     asked = job.config.evaluation
     return controls(job.dataset, job.data, job.rules, asked.k, shortlist, cache, asked.slices)
-
-
-@dataclass(frozen=True)
-class Federation:
-    """A run as the job sees it, wherever its clients live."""
-
-    rounds: Callable[[], Iterator[RoundReport]]
-    finish: Callable[[], Outcome]
-    save: Callable[[str], Any]
-
-
-def _federation(job: Prepared, plan: Plan) -> AbstractContextManager[Federation]:
-    return nullcontext(_serial(job, plan)) if plan.executor == "serial" else _on_ray(job, plan)
-
-
-def _serial(job: Prepared, plan: Plan) -> Federation:
-    executor = SerialExecutor([make_host(job.config, job.method, job.data, plan.device)])
-    run = rounds.start(job.config, job.method)
-
-    def each() -> Iterator[RoundReport]:
-        nonlocal run
-        while not rounds.finished(run):
-            run, report = rounds.step(run, executor)
-            yield report
-
-    def save(folder: str) -> Any:
-        assert run.best is not None
-        return run.best.broadcast.params, run.best.round, executor.save(folder)
-
-    return Federation(each, lambda: rounds.finish(run, executor), save)
-
-
-@contextmanager
-def _on_ray(job: Prepared, plan: Plan) -> Iterator[Federation]:
-    with session.crew(job.config, plan, job.data, job.dataset.features) as crew:
-
-        def each() -> Iterator[RoundReport]:
-            last = False
-            while not last:
-                report, last = get(crew.driver.step.remote())
-                yield report
-
-        def finish() -> Outcome:
-            outcome = get(crew.driver.finish.remote())
-            # Copies: what arrived is a view of Ray's memory, and a family keeps it until after Ray has gone.
-            parts = {k: replace(a, users=users.copied(a.users)) for k, a in outcome.ablation.items()}
-            return replace(outcome, users=users.copied(outcome.users), ablation=parts)
-
-        yield Federation(
-            each,
-            finish,
-            lambda folder: get(crew.driver.save.remote(folder)),
-        )
 
 
 def conclude(
@@ -383,17 +330,29 @@ def run_end(result: Result, job: Prepared, status: Status) -> RunEnd:
             title=f"protocol `{job.rules.name}`: {job.rules.note}",
         )
         + (f"\n{ablation_markdown(dict(outcome.test), parts)}" if parts else ""),
+        **group_texts(outcome, job),
     }
     tags = {"fedray.protocol_note": job.rules.note, **result.flags}
     files = {users.FILE: users.to_parquet(outcome.users), **pictures(result, job, read_by)}
     return RunEnd(status, metrics, tags, texts, result.references, files)
 
 
+def group_texts(outcome: Outcome, job: Prepared) -> dict[str, str]:
+    """What each group likes, by title, where there are groups."""
+    if outcome.groups is None:
+        return {}
+    found = groups.liked(outcome.groups.preference, outcome.groups.group)
+    title = f"{job.config.method_name()}, {job.dataset.name}: groups of clients at round {outcome.best_round}"
+    return {"groups.md": groups.markdown(found, groups.names_of(job.dataset.items), title)}
+
+
 def pictures(result: Result, job: Prepared, metric: str) -> dict[str, bytes]:
-    """What there is to draw of the clients and of the parts of the item rows."""
+    """What there is to draw of the clients, of the parts of the item rows and of groups."""
     if job.config.tracking.backend == "none":
         return {}
-    from fedray.tracking import portraits  # matplotlib takes a while to import
+    from fedray.tracking import group_portraits, portraits  # matplotlib takes a while to import
 
     title = f"{job.config.method_name()}, {job.dataset.name}, seed {job.config.seed}"
-    return portraits.drawn(result.reports, result.outcome, result.gains, metric, title)
+    found = portraits.drawn(result.reports, result.outcome, result.gains, metric, title)
+    names = groups.names_of(job.dataset.items)
+    return found | group_portraits.drawn(result.reports, result.outcome, names, metric, title)

@@ -31,6 +31,7 @@ STREAMS = (
     "grouping",
     "sketch",
     "fusion",
+    "map",
 )
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -4,7 +4,8 @@ Columns of equal length: `client`, dense ids in ascending order, and one column 
 ranking) are kept, to stay small. Clients without a test item are left out, as they are from the mean, so the mean of a
 column is the reported metric. There is no external id and no interaction; what a value tells is how high a client's
 test items came, never which items these are. Where a method has traits (the weights of a client's router), they are
-columns, too, with a slash in their names; NaN where a client has no training item.
+columns, too, with a slash in their names; NaN where a client has no training item. Where it makes groups of clients,
+`group` is each one's at the selected round, -1 where it has none.
 """
 
 import io
@@ -23,6 +24,7 @@ from fedray.evaluation.metrics import ByClient
 
 FILE = "users.parquet"
 Users = Mapping[str, np.ndarray]
+GROUP = "group"
 NO_TRAITS: Users = MappingProxyType({})
 _KEPT = re.compile(r"(\w+_)?(hr|ndcg)_at_\d+")
 
@@ -33,6 +35,11 @@ def users_of(client: Int[np.ndarray, " clients"], found: ByClient, traits: Users
     counted = next(iter(kept.values()))[1] > 0
     columns = {"client": client, **{name: values for name, (values, _) in kept.items()}, **traits}
     return {name: values[counted] for name, values in columns.items()}
+
+
+def with_group(users: Users, group: Int[np.ndarray, " N"]) -> Users:
+    """With the column `group`, from the groups by client id; an id beyond their end has none."""
+    return {**users, GROUP: np.append(group, -1)[np.minimum(users["client"], len(group))]}
 
 
 def merged(parts: Iterable[Users]) -> Users:

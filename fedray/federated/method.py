@@ -95,7 +95,7 @@ class Grouped(NamedTuple):
     """A round's clients (ids ascending) in groups, and what is known of each group.
 
     labels [n]: 0..G-1. sums: an `Aggregate` a group, every client weighing 1. broadcast: what they started from.
-    uploads: the tables that the method collects, [n, M, ...].
+    uploads: the tables that the method collects, [n, M, ...]. vectors [n, p]: what they were grouped by.
     """
 
     client: Int[np.ndarray, " n"]
@@ -103,10 +103,25 @@ class Grouped(NamedTuple):
     sums: tuple[Aggregate, ...]
     broadcast: Broadcast
     uploads: Mapping[str, np.ndarray]
+    vectors: Float32[np.ndarray, "n p"]
 
     def mean(self, g: int, names: tuple[str, ...]) -> Arrays:
         """Means over the clients of group g, which has some, of parameters that are summed by group."""
         return {k: v for k, v in mean_deltas(self.sums[g]).items() if k in names}
+
+
+class Portrait(NamedTuple):
+    """What the groups look like after a round.
+
+    group [N]: that of each client by its id, -1: none. client [n], at [n, 2]: the round's clients on the plane in which
+    their vectors differ most. share [2]: of the vectors' variance, what is along each of its axes. preference [G, M].
+    """
+
+    group: Int[np.ndarray, " N"]
+    client: Int[np.ndarray, " n"]
+    at: Float32[np.ndarray, "n 2"]
+    share: Float32[np.ndarray, " 2"]
+    preference: Float32[np.ndarray, "G M"]
 
 
 class Grouping(NamedTuple):
@@ -115,7 +130,7 @@ class Grouping(NamedTuple):
     vector: parameters whose trained values, side by side, describe a client to the server; sketch: as so many random
     projections (0: as they are). tables: shared item tables that are summed by group. means: parameters, shared or
     private, whose trained values are. labels: (seed, state, the clients' vectors) -> the group of each. fitted: what
-    the server makes of the groups. report: (state before, after) -> numbers about it.
+    the server makes of the groups. report: (state before, after) -> numbers about it. portrait: of a state.
     """
 
     groups: int
@@ -126,6 +141,7 @@ class Grouping(NamedTuple):
     labels: Callable[[int, ServerState, Uploads], Int[np.ndarray, " n"]]
     fitted: Callable[[int, ServerState, Grouped], ServerState]
     report: Callable[[ServerState, ServerState], Mapping[str, float]]
+    portrait: Callable[[ServerState], Portrait]
 
 
 class Noise(NamedTuple):

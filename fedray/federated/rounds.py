@@ -22,11 +22,11 @@ from fedray.data.protocols import Protocol, rules_of
 from fedray.errors import TrainingError
 from fedray.evaluation.ablation import Ablated
 from fedray.evaluation.metrics import MetricSums
-from fedray.evaluation.users import Users, metrics_in
+from fedray.evaluation.users import Users, metrics_in, with_group
 from fedray.federated import cohort
 from fedray.federated.clients import TrainReport, timed
 from fedray.federated.executor import Executor, Sums, merge_seconds
-from fedray.federated.method import Grouped, Method, Uploads
+from fedray.federated.method import VECTOR, Grouped, Method, Portrait, Uploads
 from fedray.federated.traits import TRAITS
 from fedray.types import Arrays, Broadcast, RoundReport, ServerState, Split
 
@@ -35,13 +35,13 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class Best:
-    """The selected round: the state before and after it is all that the final test needs. params: the server's own."""
+    """The selected round: the state before and after it is all that the final test needs. state: the server's own."""
 
     round: int
     value: float
     broadcast: Broadcast
     validation: Mapping[str, float]
-    params: Arrays = field(default_factory=dict)
+    state: ServerState
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Outcome:
     local_only_diverged: str = ""
     test_errors: Mapping[str, float] = field(default_factory=dict)
     ablation: Mapping[str, Ablated] = field(default_factory=dict)
+    groups: Portrait | None = field(default=None, compare=False)
 
 
 def start(config: RunConfig, method: Method) -> Run:
@@ -170,7 +171,7 @@ def regrouped(
     seconds |= took
     uploads = joined(trained.uploads).tables if trained.uploads else {}
     with timed(seconds, "fit"):
-        found = Grouped(vectors.client, labels, sums, run.broadcast, uploads)
+        found = Grouped(vectors.client, labels, sums, run.broadcast, uploads, vectors.tables[VECTOR])
         new = grouping.fitted(seed, state, found)
     return new, grouping.report(state, new)
 
@@ -209,7 +210,7 @@ def select(run: Run, sums: Sums, executor: Executor) -> Run:
     won = [m for m in rules.select_on if m not in run.kept or _better(rules, here[m], run.kept[m].value)]
     for metric in won:
         executor.keep_best(slot(rules, metric))
-    new = {m: Best(run.state.round, here[m], broadcast, validation, run.state.params) for m in won}
+    new = {m: Best(run.state.round, here[m], broadcast, validation, run.state) for m in won}
     return replace(run, kept={**run.kept, **new}, since_best=0 if won else run.since_best + 1)
 
 
@@ -239,8 +240,18 @@ def finish(run: Run, executor: Executor) -> Outcome:
     by_split = {split: sums.means() for split, sums in alone.items()}
     spread = mean_of([sums.standard_errors() for sums, _ in found])
     parts = without_parts(run, executor)
+    groups = portrait(run)
+    users = users if groups is None else with_group(users, groups.group)
     total = run.total_bytes
-    return Outcome(run.best.round, validation, test, by_split, errors, *total, users, at, diverged, spread, parts)
+    return Outcome(
+        run.best.round, validation, test, by_split, errors, *total, users, at, diverged, spread, parts, groups
+    )
+
+
+def portrait(run: Run) -> Portrait | None:
+    """Of the groups at the selected round, where the method groups: those that the test scores belong to."""
+    grouping = run.method.grouping
+    return None if grouping is None or run.best is None else grouping.portrait(run.best.state)
 
 
 def without_parts(run: Run, executor: Executor) -> dict[str, Ablated]:
@@ -249,7 +260,7 @@ def without_parts(run: Run, executor: Executor) -> dict[str, Ablated]:
         return {}
     rules, found = rules_of(run.config.evaluation), dict[str, list[tuple[MetricSums, Users]]]()
     for metric, best in run.kept.items():
-        for name, params in run.method.ablations(best.params).items():
+        for name, params in run.method.ablations(best.state.params).items():
             scored = executor.per_client(Broadcast(best.round, params), slot(rules, metric))
             found.setdefault(name, []).append(scored)
     return {name: ablated(parts) for name, parts in found.items()}

@@ -159,7 +159,7 @@ def _name(titles: Sequence[str], row: int) -> str:
 def _text(axes: Axes, x: float, y: float, text: str, size: float = 8.5, **more: str) -> None:
     """A title may hold dollar signs: they are no formula."""
     style: dict[str, Any] = {"color": "black", "va": "center", **more}
-    axes.text(x, y, text, fontsize=size, fontfamily=_families(), parse_math=False, **style)
+    axes.text(x, y, text, fontsize=size, fontfamily=families(), parse_math=False, **style)
 
 
 def shown(title: object) -> str:
@@ -194,7 +194,7 @@ def _fitting(text: str, width: int) -> str:
 
 
 @cache
-def _families() -> tuple[str, ...]:
+def families() -> tuple[str, ...]:
     """Those of `FONTS` that are installed; matplotlib brings the first one along."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return tuple(name for name in FONTS if name in installed)
@@ -203,5 +203,5 @@ def _families() -> tuple[str, ...]:
 @cache
 def _drawable() -> frozenset[int]:
     """Code points that one of these fonts can draw: matplotlib warns of every other."""
-    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in _families()]
+    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families()]
     return frozenset(code for font in fonts for code in font.get_charmap())

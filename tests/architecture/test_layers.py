@@ -16,7 +16,7 @@ LAYERS = [
     {"data", "models", "encoders", "embeddings", "evaluation"},
     {"federated"},
     {"methods"},
-    {"runtime", "tracking"},
+    {"runtime", "tracking", "federation"},
     {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io", "family", "compare", "outputs", "encode"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

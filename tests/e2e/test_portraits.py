@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -47,6 +48,18 @@ def test_fedvlr_leaves_all_of_them(tmp_path):
     assert end["content_gain/all/ndcg_at_10"] == pytest.approx(full - less, abs=1e-6)
     assert end["content_gain/cold_users/ndcg_at_10"] == summary["content_gain"]["cold_users"]["mean"]
     assert "the same model without a part" in shown and "without" in shown
+
+
+def test_gfmfr_leaves_pictures_of_its_groups_and_what_they_like(tmp_path):
+    result, _, files = trained(tmp_path, {"gfmfr": {"groups": 3, "fit_epochs": 2}})
+    pictures = {"figures.groups.png", "figures.groups_map.png", "figures.group_items.png"}
+    assert {name for name in files if name.endswith("png")} == pictures
+    assert all(files[name].read_bytes().startswith(b"\x89PNG") for name in pictures)
+    group = users.read(files["users.parquet"])["group"]
+    assert len(group) == 40 and set(group) <= {0, 1, 2}
+    text = json.loads(files["jsonl"].read_text().splitlines()[-1])["texts"]["groups.md"]
+    largest = np.bincount(result.outcome.groups.group).argmax()
+    assert f"## Group {largest} (" in text and "item " not in text  # synthetic items have titles
 
 
 @pytest.mark.parametrize(

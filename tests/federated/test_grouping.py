@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from fedray import seeding
 from fedray.errors import NonFiniteVectorError
 from fedray.federated import grouping
-from fedray.federated.grouping import affinity, aligned, grouped, rand_index, reduced, sketched, standardised
+from fedray.federated.grouping import affinity, aligned, grouped, plane, rand_index, reduced, sketched, standardised
 
 HOWS = ("spectral", "kmeans", "minibatch")
 KEY = seeding.key(0, "grouping", 3)
@@ -184,3 +184,41 @@ def test_names_when_some_are_new_or_unknown():
     np.testing.assert_array_equal(aligned(np.array([3, 3, 1, 1, 0]), client, old), [2, 2, 0, 0, 1])
     np.testing.assert_array_equal(aligned(np.array([3, 1]), np.array([8, 4]), NOBODY), [1, 0])
     assert not len(aligned(NOBODY, NOBODY, old))
+
+
+# ---- the map
+
+
+def test_the_plane_of_a_flat_cloud_is_the_cloud():
+    """Three numbers, all variance along two axes at right angles: 4 to 1."""
+    x = np.array([[0, 4, 4], [0, -4, -4], [2, 0, 0], [-2, 0, 0]], np.float32) * 3 + np.float32(7)
+    at, share = plane(x)
+    far, near = 3 * 32**0.5, 6
+    np.testing.assert_allclose(np.abs(at), [[far, 0], [far, 0], [0, near], [0, near]], atol=1e-4)
+    np.testing.assert_allclose(share, [64 / 72, 8 / 72], atol=1e-5)
+    assert (at.max(axis=0) >= -at.min(axis=0) - 1e-4).all() and at.dtype == np.float32
+
+
+@pytest.mark.parametrize("shape", [(200, 33), (40, 500), (300, 200)])
+def test_the_plane_is_that_of_the_principal_axes(shape):
+    rng = np.random.default_rng(0)
+    planted = rng.normal(size=(shape[0], 2)) * (9, 4) @ rng.normal(size=(2, shape[1]))
+    x = standardised((planted + rng.normal(size=shape)).astype(np.float32))
+    left, size, _ = np.linalg.svd(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64), full_matrices=False)
+    at, share = plane(x)
+    np.testing.assert_allclose(np.abs(at), np.abs(left * size)[:, :2], atol=2e-3 * size[0])
+    np.testing.assert_allclose(share, size[:2] ** 2 / (size**2).sum(), atol=1e-4)
+    assert np.array_equal(plane(x)[0], at)
+    assert all(at[np.abs(at[:, k]).argmax(), k] > 0 for k in (0, 1))
+
+
+@pytest.mark.parametrize("x", [np.zeros((0, 5)), np.zeros((4, 0)), np.ones((4, 3)), np.ones((1, 3))])
+def test_the_plane_of_nothing_is_a_point(x):
+    at, share = plane(x.astype(np.float32))
+    assert at.shape == (len(x), 2) and not at.any() and not share.any()
+
+
+def test_the_plane_of_one_number_is_a_line():
+    at, share = plane(np.array([[-1.0], [0.0], [4.0]], np.float32))
+    np.testing.assert_allclose(at, [[-2, 0], [-1, 0], [3, 0]], atol=1e-6)
+    np.testing.assert_allclose(share, [1, 0], atol=1e-6)

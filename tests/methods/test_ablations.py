@@ -105,7 +105,7 @@ def config_of(backbone=FCF, **evaluation):
 def test_a_run_ends_with_the_selected_round_scored_without_each_part(backbone):
     state, _, outcome, where = run(config_of(backbone), DATA, features=FEATURES)
     assert list(outcome.ablation) == ALL
-    for name, params in state.method.ablations(state.best.params).items():
+    for name, params in state.method.ablations(state.best.state.params).items():
         sums = where.evaluate(Broadcast(state.best.round, params), ("test",), "best")[0]["test"]
         found = outcome.ablation[name]
         assert found.test == sums.means() and found.errors == sums.standard_errors()
@@ -119,7 +119,9 @@ def test_under_several_selecting_metrics_they_are_means_over_the_selected_rounds
     options = {"select_on": ["hr_at_5", "ndcg_at_5"]}
     state, _, outcome, where = run(config_of(options=options), DATA, features=FEATURES)
     each = [
-        where.per_client(Broadcast(best.round, state.method.ablations(best.params)["without_text"]), slot)[0].means()
+        where.per_client(Broadcast(best.round, state.method.ablations(best.state.params)["without_text"]), slot)[
+            0
+        ].means()
         for slot, best in zip(("best", "ndcg_at_5"), state.kept.values(), strict=True)
     ]
     expected = {k: (each[0][k] + each[1][k]) / 2 for k in each[0]}

@@ -75,6 +75,27 @@ def test_packing_changes_nothing(base, ratio):
         assert_same(whole, everything(*done(config, packing)))
 
 
+def test_the_map_and_the_groups_are_the_same_under_packing_and_on_a_re_run():
+    config = of("fcf", {"clients_per_round": 0.6, "rounds": 4})
+    first = done(config)[2]
+    assert first.groups.at.shape == (len(first.groups.client), 2) and first.groups.share.sum() > 0.3
+    group = np.append(first.groups.group, -1)[np.minimum(first.users["client"], len(first.groups.group))]
+    np.testing.assert_array_equal(first.users["group"], group)
+    for packing in (None, *packings(len(DATA)).values()):
+        again = done(config, packing)[2]
+        for a, b in zip((*first.groups, first.users["group"]), (*again.groups, again.users["group"])):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_groups_at_the_end_are_those_of_the_selected_round():
+    final, _, outcome, _ = done(of("fcf", {"rounds": 6}))
+    best = final.best.state
+    assert best.round == outcome.best_round
+    np.testing.assert_array_equal(outcome.groups.group, best.params[GROUP])
+    np.testing.assert_array_equal(outcome.groups.preference, best.params[PREFERENCE])
+    assert done(bare("fcf"))[2].groups is None
+
+
 def test_one_group_is_one_vector_for_all():
     final, *_ = done(of("fcf", groups=1))
     params = final.state.params

@@ -64,6 +64,16 @@ def test_routers_weights_and_what_the_model_is_without_a_part_are_those_of_seria
     assert len({a.test["score_std"] for a in outcome.ablation.values()} | {outcome.test["score_std"]}) == 5
 
 
+def test_groups_of_clients_are_those_of_serial(ray_cluster):
+    features, train = tiny_features(), {"clients_per_round": 0.7}
+    method = {"backbone": FCF["backbone"], "plugins": {"gfmfr": {"groups": 3, "group_dim": 5, "fit_epochs": 4}}}
+    _, reports, outcome, _ = run(tiny_config(method, train), DATA, features=features)
+    found = ray_run(tiny_config(method, train, runtime={"actors": 2}), features=features)
+    assert numbers(*found) == numbers(reports, outcome) and "group" in outcome.users
+    for mine, theirs in zip(found[1].groups, outcome.groups, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_ray_keeps_a_round_for_each_metric_that_selects(ray_cluster):
     options = {"select_on": ["hr_at_5", "ndcg_at_5"], "ties": "random"}
     rules = {"train": {"rounds": 6}, "evaluation": {"protocol": "paper/gfmfr", "k": [5], "options": options}}

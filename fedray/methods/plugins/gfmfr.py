@@ -43,7 +43,7 @@ from fedray.config import Closed
 from fedray.errors import UnsupportedError
 from fedray.federated import grouping as clustering
 from fedray.federated.aggregate import mean_decay, mean_deltas
-from fedray.federated.method import VECTOR, Grouped, Grouping, Guide, Method, Uploads
+from fedray.federated.method import VECTOR, Grouped, Grouping, Guide, Method, Portrait, Uploads
 from fedray.methods.context import Context
 from fedray.methods.plugins._views import content_of, with_features
 from fedray.models import linear
@@ -53,6 +53,7 @@ from fedray.types import Arrays, FeatureNames, Params, ServerState
 PREFERENCE, GROUP, RATIO = "gfmfr/preference", "gfmfr/group", "gfmfr/ratio"
 FUSION = "gfmfr/fusion/"
 LOSS = "gfmfr/loss"
+MAP = ("gfmfr/map/client", "gfmfr/map/at", "gfmfr/map/share")
 LEAST, MOST = np.float32(1e-7), np.nextafter(np.float32(1 - 1e-7), np.float32(0))
 
 
@@ -109,6 +110,7 @@ def wrap(inner: Method, config: Config, context: Context) -> Method:
         labels=_labels(config),
         fitted=_fitted(inner, config, context, means),
         report=report,
+        portrait=portrait,
     )
     return inner._replace(
         name=f"gfmfr({inner.name})",
@@ -203,6 +205,7 @@ def _fitted(
         params, losses = fusion.fit(params, targets, members, fitting, seeding.key(seed, "fusion", state.round))
         q = fusion.fused(params)
         extra |= {FUSION + k: v for k, v in params.items()} | {LOSS: np.asarray(losses, np.float32)}
+        extra |= mapped(seed, found)
         preference = state.params[PREFERENCE].copy()
         for g in np.flatnonzero(members):
             preference[g] = preference_of(teach, found.mean(int(g), means), q[g])
@@ -251,6 +254,19 @@ def joined(group: Int[np.ndarray, " N"], client: Int[np.ndarray, " n"], labels: 
     out[: len(group)] = group
     out[client] = labels
     return out
+
+
+def mapped(seed: int, found: Grouped) -> Arrays:
+    """Where the round's clients are on the plane: two numbers each, in place of their vectors."""
+    at, share = clustering.plane(clustering.standardised(found.vectors), seed)
+    return dict(zip(MAP, (found.client, at, share)))
+
+
+def portrait(state: ServerState) -> Portrait:
+    """Who is in which group, where, and what the groups like; nobody is on the map before the first round."""
+    nobody = (np.zeros(0, np.int64), np.zeros((0, 2), np.float32), np.zeros(2, np.float32))
+    client, at, share = (state.extra.get(name, none) for name, none in zip(MAP, nobody))
+    return Portrait(state.params[GROUP], client, at, share, state.params[PREFERENCE])
 
 
 def report(before: ServerState, after: ServerState) -> dict[str, float]:
