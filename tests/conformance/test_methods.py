@@ -37,7 +37,11 @@ SMALL = {  # the terms that pull or push whole tables count per number: five dim
     "fedrap": {"item_lr": 0.5},
     "gpfedrec": {"item_lr_scale": 10.0, "user_lr_scale": 10.0},
 }
-PLUGIN = {"fedopt": {"eps": 1e-3}}  # without it Adam makes a full step of a change that is rounding alone
+PLUGIN = {
+    "fedopt": {"eps": 1e-3},  # without it Adam makes a full step of a change that is rounding alone
+    "fedmr": {"gain": 1.0},  # views loud enough to be felt by a router within a few rounds
+    "fedvlr": {"gain": 1.0},
+}
 
 
 def config_of(method, **train):

@@ -130,16 +130,18 @@ def test_groups_are_those_of_the_loop(case, path):
 @PATHS
 @EACH
 def test_three_rounds_equal_the_naive_loop(case, path):
+    """With ratios, which rounding moves by thousandths (see below), what they weigh is off by more."""
     expected, (final, reports, _, store) = loop(case), package(case, path)
+    atol = 5e-5 if RATIO in final.method.private else 1e-5
     params = {k: v for k, v in final.state.params.items() if k not in (PREFERENCE, GROUP)}
     server = {**expected.server, **(expected.operators.arrays() if "fedvlr" in case else {})}
     assert params.keys() == server.keys()
     for k, v in server.items():
-        close(params[k], v, k)
+        close(params[k], v, k, atol)
     for k in final.method.private:
         if k != RATIO:
-            close(store.private[k], [own[k] for own in expected.client], k)
-    close([r.metrics["train/loss"] for r in reports], expected.loss, "loss")
+            close(store.private[k], [own[k] for own in expected.client], k, atol)
+    close([r.metrics["train/loss"] for r in reports], expected.loss, "loss", atol)
 
 
 @PATHS
