@@ -95,7 +95,8 @@ class Grouped(NamedTuple):
     """A round's clients (ids ascending) in groups, and what is known of each group.
 
     labels [n]: 0..G-1. sums: an `Aggregate` a group, every client weighing 1. broadcast: what they started from.
-    uploads: the tables that the method collects, [n, M, ...]. vectors [n, p]: what they were grouped by.
+    uploads: the tables that the method collects, [n, M, ...]. vectors [n, p]: what they were
+    grouped by, in rounds that are validated, and so may be selected and drawn.
     """
 
     client: Int[np.ndarray, " n"]
@@ -103,7 +104,7 @@ class Grouped(NamedTuple):
     sums: tuple[Aggregate, ...]
     broadcast: Broadcast
     uploads: Mapping[str, np.ndarray]
-    vectors: Float32[np.ndarray, "n p"]
+    vectors: Float32[np.ndarray, "n p"] | None
 
     def mean(self, g: int, names: tuple[str, ...]) -> Arrays:
         """Means over the clients of group g, which has some, of parameters that are summed by group."""

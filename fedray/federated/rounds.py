@@ -171,7 +171,8 @@ def regrouped(
     seconds |= took
     uploads = joined(trained.uploads).tables if trained.uploads else {}
     with timed(seconds, "fit"):
-        found = Grouped(vectors.client, labels, sums, run.broadcast, uploads, vectors.tables[VECTOR])
+        shown = vectors.tables[VECTOR] if due(run.config, state.round) else None  # others cannot be selected
+        found = Grouped(vectors.client, labels, sums, run.broadcast, uploads, shown)
         new = grouping.fitted(seed, state, found)
     return new, grouping.report(state, new)
 

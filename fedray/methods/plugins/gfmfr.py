@@ -258,6 +258,8 @@ def joined(group: Int[np.ndarray, " N"], client: Int[np.ndarray, " n"], labels: 
 
 def mapped(seed: int, found: Grouped) -> Arrays:
     """Where the round's clients are on the plane: two numbers each, in place of their vectors."""
+    if found.vectors is None:
+        return {}
     at, share = clustering.plane(clustering.standardised(found.vectors), seed)
     return dict(zip(MAP, (found.client, at, share)))
 
