@@ -1,0 +1,271 @@
+"""Stacks of a backbone and plug-ins, tuned on validation alone: what the tables of `content` and `groups` run.
+
+A backbone's settings are those of its job, or, where it has none, chosen as a plug-in's are, among `2 x BUDGET` random
+ones. A plug-in starts from the job of what it stands on, with BUDGET random settings of its own. They are screened with
+one seed; the FINALISTS best (where runs are long: 2) and, for a plug-in, `OFF` (it changes nothing) are run in full
+with three seeds, and the best mean wins: one seed moves NDCG@10 by more than most settings do. All of it on validation;
+the test set is not scored before all is chosen.
+Finished trials and runs are kept in .fedray and not made again.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from fedray.compare import compare
+from fedray.config import make_config
+from fedray.errors import FedrayError
+from fedray.federated import rounds
+from fedray.federated.clients import make_host
+from fedray.federated.executor import SerialExecutor
+from fedray.job import Prepared, prepare
+from fedray.methods import build
+from tests.bench.quality import DIVERGED, cell, tested_text
+from tests.bench.results import KEPT as RESULTS
+from tests.bench.results import ROOT, rewrite
+from tests.bench.spaces import BUDGET, EVERY, ROUNDS, SLOW, Row, space
+from tests.bench.tune import KEPT, laid
+
+TEXT = {"name": "transformers", "model": "minilm", "fields": ["title", "genres", "plot_long"]}
+DATA: dict[str, dict[str, Any]] = {
+    "ml100k": {"source": "folder", "name": "ml100k", "path": "ml-100k"},
+    "ml100k10": {"source": "folder", "name": "ml100k10", "path": "ml-100k", "last": 10},
+    "ku": {"source": "folder", "name": "ku", "path": "ku", "split": "given"},
+}
+ENCODERS = {"ml100k": {"text": TEXT}, "ml100k10": {"text": TEXT}}
+LIKE = {"ml100k10": "ml100k"}
+"""Rounds as those of another set."""
+SCREENED = 30
+"""Rounds of a trial where runs are long (on a backbone whose rounds are dear: times SLOW); elsewhere as a run has."""
+FINALISTS, FEWER, TRIED = 4, 2, (0, 1, 2)
+CONTENT: dict[str, list[Any]] = {
+    "operator_lr": [0.0, 0.001, 0.01, 0.1, 1.0],
+    "gain": [0.01, 0.03, 0.1, 0.3],
+    "projection": ["random", "principal", "whitened"],
+    "rows": ["fixed", "moving"],
+}
+OWN: dict[str, dict[str, list[Any]]] = {
+    "mlp": {**CONTENT, "residual": [True, False]},
+    "fedvlr": {
+        **CONTENT,
+        "views": [["sum"], ["id", "sum"], ["sum", "mlp", "gate"]],
+        "router_lr_scale": [0.1, 1.0],
+        "weights": ["client", "item"],
+    },
+    "gfmfr": {
+        "groups": [2, 5, 10, 20],
+        "weight": [0.01, 0.03, 0.1, 0.3],
+        "schedule": ["cosine", "constant"],
+        "fusion": ["mlp", "sum", "gate"],
+        "gain": [0.03, 0.1, 0.3],
+    },
+}
+OFF: dict[str, dict[str, Any]] = {
+    "mlp": {"operator_lr": 0.0, "gain": 0.0},
+    "fedvlr": {"operator_lr": 0.0, "gain": 0.0, "views": ["sum"]},
+    "gfmfr": {"weight": 0.0},
+}
+"""A plug-in switched off: what it does where it is of no use (views: rows at `OWN_ROWS`)."""
+OWN_ROWS = {"fedncf": "fixed", "gpfedrec": "fixed"}
+"""These add the ID row themselves, and move it; on others (`moving`) it moves as a view."""
+METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")
+QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false", "evaluation.ablation=false")
+
+
+class Stack(NamedTuple):
+    """A backbone (`fcf`, `fcf_dualper`) and plug-ins on it, the last one first: ``, `fedvlr`, `gfmfr_fedvlr`."""
+
+    backbone: str
+    plugins: str
+    data: str
+
+    @property
+    def job(self) -> str:
+        """`fedvlr_fcf_ml100k_clean`; a backbone alone keeps the name it has."""
+        return "_".join(filter(None, (self.plugins, self.backbone, self.data, "clean")))
+
+    @property
+    def under(self) -> "Stack":
+        """What the last plug-in stands on."""
+        return self._replace(plugins="_".join(self.plugins.split("_")[1:]))
+
+    @property
+    def own(self) -> str:
+        """The last plug-in."""
+        return self.plugins.split("_")[0]
+
+    @property
+    def dear(self) -> bool:
+        """GPFedRec on more clients than KU has: half the budget."""
+        return self.backbone in SLOW and self.data != "ku"
+
+    @property
+    def long(self) -> bool:
+        """Screened at fewer rounds, and with fewer finalists."""
+        return self.dear or self.data == "ml100k" or "_" in self.plugins
+
+
+def prepared(data: str) -> Prepared:
+    """The data of a table, read and encoded once."""
+    encoders = {"encoders": ENCODERS[data]} if data in ENCODERS else {}
+    return prepare(make_config({**bare("fcf", data), **encoders, "runtime": {"executor": "serial"}}))
+
+
+def bare(backbone: str, data: str) -> dict[str, Any]:
+    """A backbone's job without settings."""
+    like, slow = LIKE.get(data, data), SLOW.get(backbone, 1)
+    name, *plugins = backbone.split("_")
+    return {
+        "data": DATA[data],
+        "backbone": {"name": name, "dim": 32},
+        "plugins": {p: {} for p in plugins},
+        "train": {"rounds": int(ROUNDS[like] * slow)},
+        "evaluation": {"protocol": "clean", "every": EVERY[like]},
+    }
+
+
+def value_of(raw: dict[str, Any], there: Prepared, rounds_: int = 0, seed: int = 0) -> float:
+    """Best validation NDCG@10, within so many rounds if given; 0 where training breaks off."""
+    more: dict[str, Any] = {"evaluation.controls": False, "runtime": {"executor": "serial"}, "seed": seed}
+    try:
+        config = make_config(laid(raw, more | ({"train.rounds": rounds_} if rounds_ else {})))
+        method = build(config, there.data.n_items, there.dataset.features)
+        executor, run = SerialExecutor([make_host(config, method, there.data)]), rounds.start(config, method)
+        while not rounds.finished(run):
+            run, _ = rounds.step(run, executor)
+    except FedrayError as error:
+        print(f"{type(error).__name__}: {error}"[:160], flush=True)
+        return 0.0
+    assert run.best is not None
+    return run.best.value
+
+
+def searched(
+    stack: Stack, raw: dict[str, Any], axes: dict[str, list[Any]], n: int, off: dict[str, Any], there: Prepared
+) -> dict[str, Any]:
+    """`raw` with the best of n random settings of these axes, or `off`; see the module."""
+    file, rng = KEPT / f"{stack.job}.json", np.random.default_rng(zlib.crc32(stack.job.encode()))
+    kept = json.loads(file.read_text()) if file.is_file() else []
+    screen = int(SCREENED * SLOW.get(stack.backbone, 1)) if stack.long else 0
+    draws = [{k: v[int(rng.integers(len(v)))] for k, v in axes.items()} for _ in range(n)]
+    for chosen in draws[len([t for t in kept if "off" not in t]) :]:
+        begun = time.perf_counter()
+        value = value_of(laid(raw, chosen), there, screen)
+        kept.append({"value": value, "chosen": chosen, "seconds": time.perf_counter() - begun})
+        file.write_text(json.dumps(kept, indent=1))
+    if off and not any("off" in t for t in kept):
+        kept.append({"value": 1.0, "chosen": off, "off": True})
+    for trial in finalists(kept, stack.long):
+        if "full" not in trial:
+            trial["full"] = [value_of(laid(raw, trial["chosen"]), there, seed=s) for s in TRIED]
+            file.write_text(json.dumps(kept, indent=1))
+    best = max(finalists(kept, stack.long), key=lambda t: float(np.mean(t["full"])))
+    print(f"{stack.job}: {np.mean(best['full']):.4f} {best['chosen']}", flush=True)
+    return laid(raw, best["chosen"])
+
+
+def finalists(kept: list[dict[str, Any]], few: bool) -> list[dict[str, Any]]:
+    """The settings that screened best and did not diverge since, and, where there is one, `off`."""
+    drawn = [t for t in kept if "off" not in t and t["value"] > 0]
+    return [t for t in kept if "off" in t] + sorted(drawn, key=lambda t: -t["value"])[: FEWER if few else FINALISTS]
+
+
+def settled(stack: Stack, there: Prepared) -> dict[str, Any]:
+    """The job of a stack: read where there is one, else searched and written."""
+    file = ROOT / "jobs" / f"{stack.job}.yaml"
+    if file.is_file():
+        return yaml.safe_load(file.read_text())
+    n = (BUDGET if stack.plugins else 2 * BUDGET) // (2 if stack.dear else 1)
+    if stack.plugins:
+        own, raw = stack.own, settled(stack.under, there)
+        raw = {**raw, "plugins": {**raw.get("plugins", {}), own: {}}}
+        raw |= {"encoders": ENCODERS[stack.data]} if stack.data in ENCODERS else {}
+        raw["backbone"].pop("item_bias", None)
+        still = OFF[own] | ({"rows": OWN_ROWS.get(stack.backbone, "moving")} if "rows" in OWN[own] else {})
+        axes, off = ({f"plugins.{own}.{k}": v for k, v in part.items()} for part in (OWN[own], still))
+    else:
+        name, _, plugin = stack.backbone.partition("_")
+        raw, axes, off = bare(stack.backbone, stack.data), space(Row(name, plugin)), {}
+    made = searched(stack, raw, axes, n, off, there)
+    head = f"# Settings chosen on validation NDCG@10 among {n} (tests/bench/tuned.py).\n"
+    file.write_text(head + yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=110))
+    return made
+
+
+def row(stack: Stack, there: Prepared) -> None:
+    """Settings and 5 seeds of a stack."""
+    settled(stack, there)
+    while not run(stack.job, stack.job) and demote(stack.job):
+        settled(stack, there)
+
+
+def run(name: str, job: str, *sets: str) -> bool:
+    """5 seeds of a job, unless they are there; False where one of them diverged."""
+    file = RESULTS / f"{name}.json"
+    if file.is_file():
+        return True
+    settings = [part for s in (*QUIET, *sets) for part in ("--set", s)]
+    command = [sys.executable, "-m", "fedray.cli", "train", str(ROOT / "jobs" / f"{job}.yaml"), *settings]
+    done = subprocess.run(
+        [*command, "--seeds", "0..4", "--summary", str(file)], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode and not any(e in done.stderr for e in DIVERGED):
+        raise RuntimeError(f"{name}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    print(name, "diverged" * bool(done.returncode), flush=True)
+    return not done.returncode
+
+
+def demote(name: str) -> bool:
+    """The settings of this job diverged under another seed: the next best take their place. False where there are
+    none."""
+    file = KEPT / f"{name}.json"
+    kept = json.loads(file.read_text())
+    tried = [t for t in kept if "full" in t]
+    best = max(tried, key=lambda t: float(np.mean(t["full"])))
+    best |= {"diverged": best["value"], "value": 0.0, "full": [0.0]}
+    file.write_text(json.dumps(kept, indent=1))
+    if not any(np.mean(t["full"]) > 0 for t in tried):
+        return False
+    (ROOT / "jobs" / f"{name}.yaml").unlink()
+    return True
+
+
+def table(families: list[list[str]]) -> str:
+    """Each family's first row, and its others tested against it; what is not there is left out."""
+    head = ["row", "HR@10", "NDCG@10", "HR@50", "NDCG@50", "NDCG@10 against its backbone"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for names in families:
+        there = [n for n in names if (RESULTS / f"{n}.json").is_file()]
+        if len(there) < 2 or there[0] != names[0]:
+            continue
+        files = [str(RESULTS / f"{n}.json") for n in there]
+        found = compare(files, "", files[0], METRICS)
+        for i, name in enumerate(there):
+            cells = [cell([line for line in found.lines if line.metric == m][i]) for m in METRICS]
+            tested = [line for line in found.lines if line.metric == "ndcg_at_10"][i]
+            lines.append(f"| `{name}` | {' | '.join(cells)} | {tested_text(tested)} |")
+    return "\n".join(lines)
+
+
+def asked(args: list[str], backbones: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """(data, backbones) of a command line `[data ...] [--only BACKBONE ...]`."""
+    at = args.index("--only") if "--only" in args else len(args)
+    for folder in (KEPT, RESULTS):
+        folder.mkdir(parents=True, exist_ok=True)
+    only = args[at + 1 :] or list(backbones)
+    return [a for a in args[:at] if a in DATA] or list(DATA), [b for b in backbones if b in only]
+
+
+def written(section: str, table_of: Callable[[str], str], text: str) -> str:
+    """The README's text with this section's tables."""
+    for data in DATA:
+        if f"<!-- {section}-{data} -->" in text:
+            text = rewrite(text, f"{section}-{data}", table_of(data))
+    return text
