@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 1 the run failed, 2 wrong usage or configuration or data, 3 cluster or
-memory, 130 interrupted."""
+memory, 75 broken off and to be resumed (--resume-or-start), 130 interrupted."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,25 +33,31 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and start nothing")] = False,
     summary: Annotated[Path | None, typer.Option(help="write the end of the run as JSON")] = None,
     save: Annotated[Path | None, typer.Option(help="keep the selected model in this folder")] = None,
+    run_id: Annotated[str, typer.Option(help="a name to go on with the run by, should it break off")] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume-or-start", help="go on from the last checkpoint of --run-id, if there is one")
+    ] = False,
 ) -> None:
     """Train a federation."""
     from fedray import job as jobs
     from fedray import outputs
     from fedray.config import load_config
     from fedray.family import train_family
+    from fedray.runtime.checkpoint import Go
 
     config, console = load_config(job, set_), _console()
     outputs.check_outputs(summary, save)
+    go = Go(checked_run_id(run_id, resume), resume)
     if dry_run:
         jobs.dry_run(config, console)
         return
     if seeds:
         if save is not None:
             raise ConfigError("--save with --seeds", "one of them", "Save a run of one seed.")
-        family = train_family(config, parse_seeds(seeds), console)
+        family = train_family(config, parse_seeds(seeds), console, go)
         end: tuple[Any, Any] = (family.summary, family.users)
     else:
-        result = jobs.train(config, console, save=save)
+        result = jobs.train(config, console, save=save, go=go)
         end = (result.summary(), {None: result.outcome.users})
     if summary is not None:
         outputs.write_end(summary, *end)
@@ -154,7 +161,7 @@ def sync(
     spool: Annotated[Path, typer.Option(help="where points wait")] = Path(".fedray/spool"),
 ) -> None:
     """Send points that a run could not deliver because its tracking server was away."""
-    from fedray.tracking.mlflow import replay
+    from fedray.tracking.replay import replay
 
     typer.echo(f"{replay(spool, uri)} records sent to {uri}")
 
@@ -172,6 +179,15 @@ def parse_seeds(text: str) -> list[int]:
     if not found or not 0 <= min(found) <= max(found) < 2**63 or len(set(found)) < len(found):
         raise ConfigError(f"--seeds {text!r}", "0..4 or 0,3,7: distinct, not negative, at most 1,000 of them")
     return found
+
+
+def checked_run_id(run_id: str, resume: bool) -> str:
+    """A run id that can be the name of a folder."""
+    if resume and not run_id:
+        raise ConfigError("--resume-or-start alone", "--run-id with it", "It is printed where a run breaks off.")
+    if run_id and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
+        raise ConfigError(f"--run-id {run_id!r}", "letters, digits and . _ - (at most 128), no sign first")
+    return run_id
 
 
 def _console() -> Console:

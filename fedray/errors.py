@@ -13,6 +13,7 @@ Each message says where, what was found, what was expected and what to do about 
     |  +- ConfigFileError             not readable as one YAML mapping
     |  +- UnsupportedError            settings that are fine alone and wrong together
     |  +- WeightsError                weights of an encoder that cannot be had, or cannot be loaded
+    |  +- ResumeError                 a run to go on with that was started with other settings or data
     +- DataError                      exit code 2
     |  +- MissingColumnError          a column the file must have
     |  +- EmptyFileError              no rows at all, or none left after filtering
@@ -32,11 +33,13 @@ Each message says where, what was found, what was expected and what to do about 
     |  +- AggregateOverflowError      a sum that leaves the fixed-point range
     +- ContentError                   exit code 1: the content of items, asked for on a client
     +- EncoderError                   exit code 1: an encoder that does not work, or was closed
+    +- CheckpointError                exit code 1: a checkpoint that is missing, torn or cannot be shared
+    +- OutOfStepError                 exit code 1: a client actor asked for another round than it is in
     +- ResourceError                  exit code 3
     |  +- MemoryPlanError             the plan does not fit; says the figures
     |  +- ClusterError                no cluster, no answer, or not allowed in
     |  +- PlacementError              actors that cannot be placed: asked, and what there is
-    |  +- ActorLostError              an actor died and the run cannot go on
+    |  +- ActorLostError              an actor died and the run cannot go on here; exit code 75: it can be resumed
     |  +- StoreError                  an embedding store that cannot be opened or written, or not with these values
     |  |  +- StoreBusyError           others have the store open, or it is being collected
     +- CompareError                   exit code 2
@@ -107,6 +110,10 @@ class UnsupportedError(ConfigError):
 
 class WeightsError(ConfigError):
     """Weights of an encoder that cannot be had (hub out of reach, package not installed) or cannot be loaded."""
+
+
+class ResumeError(ConfigError):
+    """A run that cannot go on under these settings or with these data."""
 
 
 class DataError(FedrayError):
@@ -187,6 +194,14 @@ class EncoderError(FedrayError):
     """An encoder that starts and does not work."""
 
 
+class CheckpointError(FedrayError):
+    """A checkpoint that is missing, torn, or not where all who need it can reach it."""
+
+
+class OutOfStepError(FedrayError):
+    """A client actor was asked for another round than the one it is in: it was restarted, or did it already."""
+
+
 class ResourceError(FedrayError):
     """The machine or the cluster does not give what the run needs."""
 
@@ -206,7 +221,9 @@ class PlacementError(ResourceError):
 
 
 class ActorLostError(ResourceError):
-    """An actor died and the run cannot go on without it."""
+    """An actor died and the run cannot go on without it; from its last checkpoint it can."""
+
+    exit_code = 75
 
 
 class StoreError(ResourceError):
@@ -245,3 +262,7 @@ class NothingToCompareError(CompareError):
 
 class Terminated(BaseException):
     """SIGINT or SIGTERM during a run, raised in the main thread so that the run is closed. Not an error."""
+
+
+class StoppedBetweenRounds(Terminated):
+    """The same after a round that was finished first: there can be a checkpoint."""

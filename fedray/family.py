@@ -16,6 +16,7 @@ from fedray.federated.method import Method
 from fedray.job import Prepared, Result, placed, prepare, shown, train
 from fedray.methods import build
 from fedray.progress import say, signals_raise
+from fedray.runtime.checkpoint import NEW, Go
 from fedray.tracking.tracker import make_tracker
 
 
@@ -27,14 +28,15 @@ class Family:
     users: Mapping[int, Users]
 
 
-def train_family(config: RunConfig, seeds: Sequence[int], console: Console) -> Family:
-    """One run per seed under one parent run."""
+def train_family(config: RunConfig, seeds: Sequence[int], console: Console, go: Go = NEW) -> Family:
+    """One run per seed under one parent run. A family that goes on does so with each seed, also with those that were
+    done: these are only scored again."""
     job = prepare(config, console)
     tracker = make_tracker(config.tracking)
-    family = tracker.start_family(config, seeds, describe(job.dataset))
+    family = tracker.start_family(config, seeds, describe(job.dataset), go.run_id, go.resume)
     try:
         with signals_raise():
-            found = _each_seed(job, seeds, family, console)
+            found = _each_seed(job, seeds, family, console, go)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | Terminated | SystemExit)
         tracker.finish_family(family, {}, "", "KILLED" if stopped else "FAILED")
@@ -47,13 +49,14 @@ def train_family(config: RunConfig, seeds: Sequence[int], console: Console) -> F
     return Family(summary, {seed: r.outcome.users for seed, r in zip(seeds, found, strict=True)})
 
 
-def _each_seed(job: Prepared, seeds: Sequence[int], family: str, console: Console) -> list[Result]:
+def _each_seed(job: Prepared, seeds: Sequence[int], family: str, console: Console, go: Go) -> list[Result]:
     found = []
     with placed(job):
         for seed in seeds:
             console.rule(f"seed {seed}")
             config = job.config.with_seed(seed)
-            found.append(train(config, console, family, job=replace(job, config=config, method=build_for(config, job))))
+            own = replace(job, config=config, method=build_for(config, job))
+            found.append(train(config, console, family, job=own, go=go.of_seed(seed)))
     return found
 
 

@@ -1,73 +1,140 @@
-"""A run as a job sees it, wherever its clients live: rounds one by one, the end, and the model on disk."""
+"""A run as a job sees it, wherever its clients live: rounds one by one, the end, and the model on disk.
 
-from collections.abc import Callable, Iterator
+On Ray the driver actor may die as any other: it is started again, goes back to its last checkpoint with its clients,
+and rounds that were seen already are not shown again. They are the same to the bit.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fedray.config import RunConfig
+from fedray.errors import FedrayError
 from fedray.evaluation import users
-from fedray.federated import rounds
 from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
 from fedray.federated.method import Method, Portrait
 from fedray.federated.rounds import Outcome
 from fedray.runtime import session
+from fedray.runtime.checkpoint import Checkpoints
+from fedray.runtime.coordinator import Coordinator
 from fedray.runtime.executor import get
+from fedray.runtime.failures import Failures
 from fedray.runtime.plan import Plan
 from fedray.types import ClientData, ItemFeatures, RoundReport
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Federation:
-    """A run between data and end table. save: folder -> shared parameters, their round, the clients' files."""
+    """A run between data and end table. resume: what the rounds up to the last checkpoint said, from where `rounds`
+    goes on. save: folder -> shared parameters, their round, the clients' files. commit: a checkpoint of now; its round,
+    0 where there is none."""
 
+    resume: Callable[[], Sequence[RoundReport]]
     rounds: Callable[[], Iterator[RoundReport]]
     finish: Callable[[], Outcome]
     save: Callable[[str], Any]
+    commit: Callable[[], int]
 
 
 def federation(
-    config: RunConfig, method: Method, data: ClientData, features: ItemFeatures | None, plan: Plan
+    config: RunConfig,
+    method: Method,
+    data: ClientData,
+    features: ItemFeatures | None,
+    plan: Plan,
+    checkpoints: Checkpoints | None = None,
 ) -> AbstractContextManager[Federation]:
     """In this process, or on Ray, as the plan says."""
     if plan.executor == "serial":
-        return nullcontext(_serial(config, method, data, plan.device))
-    return _on_ray(config, data, features, plan)
+        return nullcontext(_serial(config, method, data, plan.device, checkpoints))
+    return _on_ray(config, data, features, plan, checkpoints)
 
 
-def _serial(config: RunConfig, method: Method, data: ClientData, device: str) -> Federation:
+def _serial(
+    config: RunConfig, method: Method, data: ClientData, device: str, checkpoints: Checkpoints | None
+) -> Federation:
     executor = SerialExecutor([make_host(config, method, data, device)])
-    run = rounds.start(config, method)
+    coordinator = Coordinator(config, method, executor, checkpoints)
+    last = False
+
+    def resume() -> Sequence[RoundReport]:
+        nonlocal last
+        past, last = coordinator.resume()
+        return past
 
     def each() -> Iterator[RoundReport]:
-        nonlocal run
-        while not rounds.finished(run):
-            run, report = rounds.step(run, executor)
+        nonlocal last
+        while not last:
+            report, last = coordinator.step()
             yield report
 
-    def save(folder: str) -> Any:
-        assert run.best is not None
-        return run.best.broadcast.params, run.best.round, executor.save(folder)
-
-    return Federation(each, lambda: rounds.finish(run, executor), save)
+    return Federation(resume, each, coordinator.finish, coordinator.save, coordinator.commit)
 
 
 @contextmanager
-def _on_ray(config: RunConfig, data: ClientData, features: ItemFeatures | None, plan: Plan) -> Iterator[Federation]:
-    with session.crew(config, plan, data, features) as crew:
+def _on_ray(
+    config: RunConfig, data: ClientData, features: ItemFeatures | None, plan: Plan, checkpoints: Checkpoints | None
+) -> Iterator[Federation]:
+    with session.crew(config, plan, data, features, checkpoints) as crew:
+        driver = Driver(crew, config)
+        yield Federation(
+            driver.resume,
+            driver.rounds,
+            lambda: copied(driver.asked("finish")),
+            lambda folder: driver.asked("save", folder),
+            lambda: int(get(crew.driver.commit.remote())),
+        )
 
-        def each() -> Iterator[RoundReport]:
-            last = False
-            while not last:
-                report, last = get(crew.driver.step.remote())
+
+class Driver:
+    """The driver actor, as one that does not die."""
+
+    def __init__(self, crew: session.Crew, config: RunConfig) -> None:
+        self._actor, self._birth = crew.driver, crew.birth
+        self._failures = Failures(config.runtime.max_restarts if config.runtime.recovery == "exact" else 0)
+        self._at = self._seen = self._restarts = 0
+        self._last = False
+
+    def resume(self) -> Sequence[RoundReport]:
+        """From the newest checkpoint; what the rounds before it said."""
+        past, self._last = get(self._actor.resume.remote(self._restarts))
+        self._at = past[-1].round if past else 0
+        self._seen = max(self._seen, self._at)
+        return past
+
+    def rounds(self) -> Iterator[RoundReport]:
+        """Those that are left, each once."""
+        while not self._last:
+            report, self._last = self._or_resumed(lambda: get(self._actor.step.remote(self._at)), (None, False))
+            if report is None:
+                continue
+            self._at, self._restarts = report.round, report.restarts
+            if self._at > self._seen:
+                self._seen = self._at
                 yield report
 
-        yield Federation(
-            each,
-            lambda: copied(get(crew.driver.finish.remote())),
-            lambda folder: get(crew.driver.save.remote(folder)),
-        )
+    def asked(self, what: str, *args: Any) -> Any:
+        """What the driver does after the last round."""
+        while True:
+            answer = self._or_resumed(lambda: (get(getattr(self._actor, what).remote(*args)),), None)
+            if answer is not None:
+                return answer[0]
+            for _ in self.rounds():
+                pass
+
+    def _or_resumed(self, ask: Callable[[], T], otherwise: T) -> T:
+        try:
+            return ask()
+        except FedrayError as error:
+            self._failures.note(error)
+            self._restarts += 1
+            get(self._actor.begin.remote(*self._birth))
+            self.resume()
+            return otherwise
 
 
 def copied(outcome: Outcome) -> Outcome:

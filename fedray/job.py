@@ -21,19 +21,20 @@ from fedray.data.features import shuffled
 from fedray.data.negatives import shortlists
 from fedray.data.protocols import Protocol, rules_of
 from fedray.embeddings.report import FeatureReport
-from fedray.errors import Terminated, UnsupportedError
+from fedray.errors import ConfigError, StoppedBetweenRounds, Terminated, UnsupportedError
 from fedray.evaluation import ablation, groups, slices, users
 from fedray.evaluation.ablation import Gain
 from fedray.evaluation.controls import chance_flag, constant_scores, controls
 from fedray.evaluation.table import ablation_markdown, ablation_table, end_markdown, end_table
 from fedray.federated.method import Method
 from fedray.federated.rounds import Outcome
-from fedray.federation import federation
+from fedray.federation import Federation, federation
 from fedray.methods import build
 from fedray.models_io import save_model
-from fedray.progress import EncodeProgress, Progress, say, signals_raise
+from fedray.progress import EncodeProgress, Progress, Stop, one_by_one, say, signals_raise
 from fedray.runtime import plan as planning
 from fedray.runtime import session
+from fedray.runtime.checkpoint import NEW, Checkpoints, Go, opened
 from fedray.runtime.encoding import Pools, no_pools, pools
 from fedray.runtime.features import with_features
 from fedray.runtime.plan import Plan, Resources
@@ -142,22 +143,26 @@ def train(
     parent: str | None = None,
     save: Path | None = None,
     job: Prepared | None = None,
+    go: Go = NEW,
 ) -> Result:
     """One run, tracked, from data to end table. Whatever happens, no actor stays and the run gets its status."""
     begun = time.perf_counter()
     with signals_raise(), ExitStack() as stack:
         job = job or prepare(config, console)
         plan = stack.enter_context(placed(job, console))
-        stack.enter_context(signals_raise())  # again: ray.init sets a SIGTERM handler of its own
+        stop = stack.enter_context(signals_raise())  # again: ray.init sets a SIGTERM handler of its own
+        checkpoints = opened(config, job.dataset.fingerprint, plan.device, go)
         tracker = make_tracker(config.tracking)
         made, text = job.dataset.features, planning.render(plan, config)
         tags = {"fedray.features_fingerprint": made.fingerprint} if made else {}
-        start = RunStart(config, config.method_name(), describe(job.dataset), tags, parent, text)
-        run_id = tracker.start(start)
+        about_run = config, config.method_name(), describe(job.dataset), tags, parent, text
+        run_id = tracker.start(RunStart(*about_run, run_id=go.run_id, resume=go.resume))
         end = RunEnd("KILLED")
         try:
-            result = _tracked(job, plan, tracker, run_id, console, save, begun)
+            result = _tracked(job, plan, tracker, run_id, console, save, begun, checkpoints, go.resume, stop)
             end = run_end(result, job, "FINISHED")
+            if checkpoints and not go.run_id:
+                checkpoints.clear()
         except (KeyboardInterrupt, Terminated, SystemExit):
             raise
         except BaseException as error:
@@ -193,6 +198,9 @@ def _tracked(
     console: Console,
     save: Path | None,
     begun: float,
+    checkpoints: Checkpoints | None,
+    resume: bool,
+    stop: Stop,
 ) -> Result:
     config = job.config
     if store_goes_away(config):
@@ -202,10 +210,16 @@ def _tracked(
         control = measured_controls(job)
     reports: list[RoundReport] = []
     with (
-        federation(config, job.method, job.data, job.dataset.features, plan) as clients,
+        federation(config, job.method, job.data, job.dataset.features, plan, checkpoints) as clients,
         Progress(console, config, control) as progress,
+        resumable(console, checkpoints, clients),
     ):
-        for report in clients.rounds():
+        for report in clients.resume() if resume else ():
+            tracker.log_round(report)
+            reports.append(report)
+        if reports:
+            say(console, f"goes on after round {reports[-1].round} of {config.train.rounds}")
+        for report in one_by_one(clients.rounds(), stop):
             tracker.log_round(report)
             progress.show(report)
             reports.append(report)
@@ -213,6 +227,20 @@ def _tracked(
         if save is not None:
             save_model(save, config, job.dataset.fingerprint, clients.save)
     return conclude(job, run_id, outcome, control, reports, time.perf_counter() - begun)
+
+
+@contextmanager
+def resumable(console: Console, checkpoints: Checkpoints | None, clients: Federation) -> Iterator[None]:
+    """However the run breaks off: a checkpoint where that is possible, and how to go on."""
+    try:
+        yield
+    except (Exception, Terminated) as error:
+        if checkpoints and isinstance(error, StoppedBetweenRounds):
+            clients.commit()
+        if checkpoints and not isinstance(error, ConfigError) and (found := checkpoints.newest()):
+            run = checkpoints.identity.run_id
+            say(console, f"to go on after round {found.round}, add: --run-id {run} --resume-or-start")
+        raise
 
 
 def show_end(console: Console, result: Result, ks: list[int], where: str) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -14,10 +14,12 @@ from rich.progress import Progress as Bar
 from fedray.config import RunConfig
 from fedray.data.protocols import rules_of
 from fedray.embeddings.fill import Step
-from fedray.errors import Terminated
+from fedray.errors import StoppedBetweenRounds, Terminated
 from fedray.types import RoundReport
 
 LOG_EVERY_S = 2.0
+GRACE_S = 40.0
+"""That a round may take to end after a signal; `fedray submit` gives a job 60 s."""
 SPLITS = {"valid": ("val", "validation"), "test": ("test", "TEST")}  # as logged, as said
 
 
@@ -128,20 +130,63 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+class Stop:
+    """What SIGINT and SIGTERM do: at once, or, within `later`, once `check` is reached, which leaves time for a
+    checkpoint. A second signal, or GRACE_S, makes it at once."""
+
+    def __init__(self) -> None:
+        self._asked = self._wait = False
+
+    def signal(self, signum: int, frame: Any) -> None:
+        """The handler."""
+        at_once = self._asked or not self._wait
+        self._asked = True
+        if at_once:
+            raise Terminated
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """What goes on in here is finished first."""
+        self._wait = True
+        try:
+            yield
+        finally:
+            self._wait = False
+
+    def check(self) -> None:
+        """Raises `StoppedBetweenRounds` if it was asked for meanwhile."""
+        if self._asked:
+            raise StoppedBetweenRounds
+
+
 @contextmanager
-def signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[Stop]:
     """SIGINT and SIGTERM become `Terminated`, so that the run is closed whichever it was."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise Terminated
-
+    stop = Stop()
     try:
-        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {n: signal.signal(n, stop.signal) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     except ValueError:  # not the main thread: nobody sends it signals
-        yield
+        yield stop
         return
     try:
-        yield
+        yield stop
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+T = TypeVar("T")
+
+
+def one_by_one(each: Iterator[T], stop: Stop) -> Iterator[T]:
+    """`each`, interrupted only between two of them."""
+    while True:
+        with stop.later():
+            try:
+                found = next(each)
+            except StopIteration:
+                return
+        yield found
+        stop.check()

@@ -131,6 +131,16 @@ class EncodingConfig(Closed):
     max_pixels: int = Field(50_000_000, ge=1, description="of an image; more is taken for a decompression bomb")
 
 
+class CheckpointConfig(Closed):
+    """What a run leaves on disk, so that it can go on after any failure."""
+
+    every: int = Field(10, ge=0, description="rounds from one to the next; also one when the run is stopped; 0: none")
+    path: str = Field(
+        ".fedray/checkpoints", description="folder or fsspec URI that all nodes share; each run has its own in it"
+    )
+    keep: int = Field(2, ge=1, description="the newest so many stay")
+
+
 class RuntimeConfig(Closed):
     """Where things run. Nothing here may change a result; it is not part of the fingerprint."""
 
@@ -146,6 +156,11 @@ class RuntimeConfig(Closed):
     gpu_share: float = Field(1.0, gt=0, le=1, description="GPU fraction of one client actor")
     memory_limit_gb: float = Field(0.0, ge=0, description="refuse a plan above; 0: what the machine has free")
     start_timeout_s: float = Field(120.0, gt=0)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    recovery: Literal["exact", "none"] = Field(
+        "exact", description="exact: what a dead actor's clients were is restored and done again; none: the run ends"
+    )
+    max_restarts: int = Field(100, ge=0, description="deaths of actors that a run survives")
 
 
 class TrackingConfig(Closed):

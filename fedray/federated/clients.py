@@ -48,7 +48,7 @@ Seconds = dict[str, float]
 
 @dataclass(frozen=True)
 class ClientHost:
-    """Clients and everything that is theirs. Frozen: training returns a new host."""
+    """Clients and everything that is theirs, after `round` rounds. Frozen: training returns a new host."""
 
     config: RunConfig
     method: Method
@@ -60,6 +60,7 @@ class ClientHost:
     device: str = "cpu"
     also: Mapping[str, ClientStore] = field(default_factory=dict)
     trained: "Trained | None" = None
+    round: int = 0
 
     @property
     def protocol(self) -> Protocol:
@@ -116,8 +117,9 @@ def train(
     seconds: Seconds = {}
     chosen = members(host.config.seed, broadcast.round, host.data.client, limit)
     who = np.flatnonzero(chosen & (host.data.train.lengths() > 0))
+    done = broadcast.round + 1
     if len(who) == 0:
-        return replace(host, trained=None), TrainReport(ZERO, 0, 0, seconds)
+        return replace(host, trained=None, round=done), TrainReport(ZERO, 0, 0, seconds)
     with timed(seconds, "samples"):
         samples = samples_of(host, who, broadcast.round)
     with timed(seconds, "train"):
@@ -138,13 +140,14 @@ def train(
         up += grouping_bytes(host.method, group, vectors[0], result)
     kept = Trained(broadcast, samples, result) if group else None
     report = TrainReport(total.compact(), len(who), up, seconds, uploads, vectors)
-    return replace(host, store=store, trained=kept), report
+    return replace(host, store=store, trained=kept, round=done), report
 
 
 def by_group(
     host: ClientHost, client: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
 ) -> tuple[ClientHost, tuple[Aggregate, ...], Seconds]:
-    """The round's second half on this host: sums by group over those of `client` (ascending) that are here."""
+    """The round's second half on this host: sums by group over those of `client` (ascending) that are here. What they
+    are made of stays until the next round, so that it can be asked for again."""
     seconds: Seconds = {}
     group, kept = host.method.grouping, host.trained
     if group is None or kept is None:
@@ -152,7 +155,7 @@ def by_group(
     with timed(seconds, "reduce"):
         mine = labels[np.searchsorted(client, kept.samples.client)]
         sums = sum_groups(host.method, group, kept.broadcast, kept.samples, kept.result, mine)
-    return replace(host, trained=None), sums, seconds
+    return host, sums, seconds
 
 
 def own_targets(

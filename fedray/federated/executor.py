@@ -4,7 +4,7 @@ An executor gives sums over all clients, never one client's part, except for met
 (GPFedRec) and for `per_client`, once, at the end of a run.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Protocol
 
@@ -14,11 +14,12 @@ from jaxtyping import Int
 
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users, merged
-from fedray.federated import clients
+from fedray.federated import client_snapshots, clients
 from fedray.federated.aggregate import ZERO, Aggregate, merge
 from fedray.federated.clients import ClientHost, Seconds, TrainReport
 from fedray.federated.local_only import local_only
 from fedray.federated.method import Uploads
+from fedray.storage import Storage, Written
 from fedray.types import Broadcast, Split
 
 Sums = dict[str, MetricSums]
@@ -28,6 +29,8 @@ class Executor(Protocol):
     """Runs one step on every host of clients and adds up what they return."""
 
     clients: Int[np.ndarray, " n"]
+    restarts: int
+    """Hosts that were lost so far, and made again."""
 
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None) -> TrainReport:
         """One round of local training on the cohort; the sum of its uploads. targets: see `clients.train`."""
@@ -55,6 +58,18 @@ class Executor(Protocol):
         """The control with federation off, from the broadcast before the first round."""
         ...
 
+    def snapshot(self, folder: Storage) -> list[Written]:
+        """Every host writes its clients' state; the files."""
+        ...
+
+    def restore(self, folder: Storage, files: Sequence[Written], round_: int) -> None:
+        """All clients are as these files have them, after `round_` rounds; without files, as they were made."""
+        ...
+
+    def committed(self, folder: Storage, files: Sequence[Written], round_: int) -> None:
+        """These files are a checkpoint now: what is lost from here on is restored from them."""
+        ...
+
 
 class SerialExecutor:
     """Hosts in this process, one after the other, on one thread."""
@@ -62,6 +77,8 @@ class SerialExecutor:
     def __init__(self, hosts: Iterable[ClientHost]) -> None:
         torch.set_num_threads(1)
         self._hosts = list(hosts)
+        self._made = [(h.config, h.method, h.data, h.device) for h in self._hosts]
+        self.restarts = 0
         self.clients = np.sort(np.concatenate([h.data.client for h in self._hosts]))
 
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
@@ -93,6 +110,18 @@ class SerialExecutor:
     def local_only(self, first: Broadcast, rounds: int) -> Sums:
         """See `Executor`."""
         return merge_sums(((local_only(h, first, rounds), {}) for h in self._hosts), add)[0]
+
+    def snapshot(self, folder: Storage) -> list[Written]:
+        """See `Executor`."""
+        return [client_snapshots.written(h, folder, i) for i, h in enumerate(self._hosts)]
+
+    def restore(self, folder: Storage, files: Sequence[Written], round_: int) -> None:
+        """See `Executor`."""
+        fresh = [clients.make_host(*made) for made in self._made]
+        self._hosts = [client_snapshots.read(h, folder, files) for h in fresh] if files else fresh
+
+    def committed(self, folder: Storage, files: Sequence[Written], round_: int) -> None:
+        """Nothing: hosts in this process are not lost one by one."""
 
     def save(self, folder: str) -> list[str]:
         """Write the clients' best state; the files."""

@@ -1,7 +1,10 @@
-"""The executor on Ray: one `ray.put` of the broadcast a round, one call per actor, partial sums folded as they land."""
+"""The executor on Ray: one `ray.put` of the broadcast a round, one call per actor, partial sums folded as they land;
+and what makes it exact: an actor that is lost is restored and does its rounds since the last checkpoint again.
+"""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import ray
@@ -15,26 +18,56 @@ from fedray.federated.aggregate import Aggregate
 from fedray.federated.clients import Seconds, TrainReport
 from fedray.federated.executor import Sums, merge_groups, merge_reports, merge_sums, merge_users
 from fedray.federated.method import Uploads
+from fedray.runtime.failures import Failures, recoverable
+from fedray.storage import Storage, Written
 from fedray.types import Arrays, Broadcast, Split
 
-T = TypeVar("T")
+
+@dataclass
+class Trained:
+    """A round since the last checkpoint, as it went down: enough to do it again. targets: each actor's, or None."""
+
+    params: Any
+    round: int
+    limit: np.uint64
+    targets: list[Any]
+    kept: list[str] = field(default_factory=list)
 
 
 class RayExecutor:
-    """Runs rounds on `ClientActor`s that somebody else owns."""
+    """Runs rounds on `ClientActor`s that somebody else owns. Sums are exact, so in which order they land, and how
+    often they are made, cannot matter. births: what each actor is told first (see `ClientActor.begin`)."""
 
-    def __init__(self, actors: Sequence[Any], clients: Int[np.ndarray, " n"]) -> None:
-        self._actors = list(actors)
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        clients: Int[np.ndarray, " n"],
+        births: Sequence[Sequence[Any]] = (),
+        most_restarts: int = 0,
+    ) -> None:
+        self._actors, self._births = list(actors), births
         self._put: tuple[Arrays, Any] | None = None
         self._members: list[Any] = []
+        self._failures = Failures(most_restarts)
+        self._since: list[Trained] = []
+        self._at: tuple[Storage, Sequence[Written]] = (Storage(""), ())
+        self._round = 0
+        self._restoring: dict[int, list[Any]] = {}
         self.clients = clients
+
+    @property
+    def restarts(self) -> int:
+        """See `Executor`."""
+        return self._failures.restarts
 
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """See `federated.executor.Executor`."""
-        params = self._ref(broadcast)
         own = self._split(targets) if targets else [None] * len(self._actors)
-        calls = [a.train.remote(params, broadcast.round, limit, t) for a, t in zip(self._actors, own)]
-        return merge_reports(as_they_land(calls), max)
+        now = Trained(self._ref(broadcast), broadcast.round, limit, own)
+        done = merge_reports(self._each(lambda a, i: a.train.remote(now.params, now.round, limit, own[i])), max)
+        self._since.append(now)
+        self._round = broadcast.round + 1
+        return done
 
     def _split(self, targets: Uploads) -> list[Any]:
         """Each actor's part, in the object store: no client gets what was made for another's actor."""
@@ -46,33 +79,50 @@ class RayExecutor:
         self, client: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
     ) -> tuple[tuple[Aggregate, ...], Seconds]:
         """See `federated.executor.Executor`."""
-        return merge_groups(as_they_land([a.by_group.remote(client, labels) for a in self._actors]), max)
+        return merge_groups(self._each(lambda a, _: a.by_group.remote(self._round, client, labels)), max)
 
     def evaluate(self, broadcast: Broadcast, splits: tuple[Split, ...], which: str) -> tuple[Sums, Seconds]:
         """See `federated.executor.Executor`."""
-        params = self._ref(broadcast)
-        call = (params, broadcast.round, splits, which)
-        return merge_sums(as_they_land([a.evaluate.remote(*call) for a in self._actors]), max)
+        call = (self._ref(broadcast), broadcast.round, splits, which)
+        return merge_sums(self._each(lambda a, _: a.evaluate.remote(*call)), max)
 
     def keep_best(self, which: str = "best") -> None:
-        """Queued behind the evaluation; nothing to wait for."""
+        """Queued behind the evaluation; nothing to wait for. An actor that does not come to it is out of step, which
+        the next request shows."""
         for actor in self._actors:
-            actor.keep_best.remote(which)
+            actor.keep_best.remote(self._round, which)
+        if self._since:
+            self._since[-1].kept.append(which)
 
     def per_client(self, broadcast: Broadcast, which: str = "best") -> tuple[MetricSums, Users]:
         """See `federated.executor.Executor`."""
-        call = (self._ref(broadcast), broadcast.round, which)
-        return merge_users(as_they_land([a.per_client.remote(*call) for a in self._actors]))
+        call = (self._ref(broadcast), self._round, broadcast.round, which)
+        return merge_users(self._each(lambda a, _: a.per_client.remote(*call)))
 
     def local_only(self, first: Broadcast, rounds: int) -> Sums:
         """See `federated.executor.Executor`."""
         call = (self._ref(first), first.round, rounds)
-        landing = as_they_land([a.local_only.remote(*call) for a in self._actors])
+        landing = self._each(lambda a, _: a.local_only.remote(*call))
         return merge_sums(((sums, {}) for sums in landing), max)[0]
+
+    def snapshot(self, folder: Storage) -> list[Written]:
+        """See `federated.executor.Executor`."""
+        return sorted(self._each(lambda a, i: a.snapshot.remote(self._round, folder, i)))
+
+    def committed(self, folder: Storage, files: Sequence[Written], round_: int) -> None:
+        """See `federated.executor.Executor`. What the rounds before sent down is freed."""
+        self._at, self._since = (folder, tuple(files)), []
+
+    def restore(self, folder: Storage, files: Sequence[Written], round_: int) -> None:
+        """See `federated.executor.Executor`."""
+        self.committed(folder, files, round_)
+        self._round = round_
+        for done in self._each(lambda a, _: a.restore.remote(*self._at)):
+            assert done == round_, f"files of round {done} where {round_} was asked for"
 
     def save(self, folder: str) -> list[str]:
         """Every actor writes its clients' best state; the files."""
-        return list(as_they_land([a.save.remote(folder, i) for i, a in enumerate(self._actors)]))
+        return list(self._each(lambda a, i: a.save.remote(self._round, folder, i)))
 
     def nothing(self, broadcast: Broadcast) -> None:
         """An empty round."""
@@ -86,9 +136,46 @@ class RayExecutor:
             self._put = (broadcast.params, ray.put(broadcast.params))
         return self._put[1]
 
+    def _each(self, call: Callable[[Any, int], Any]) -> Iterator[Any]:
+        """What each actor answers, as it lands. A lost one is restored meanwhile, and asked again."""
+        waiting = {call(a, i): i for i, a in enumerate(self._actors)}
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            i = waiting.pop(done)
+            try:
+                answer = get(done)
+            except FedrayError as error:
+                self._restore_one(i, error)
+                waiting[call(self._actors[i], i)] = i
+                continue
+            self._restoring.pop(i, None)
+            yield answer
+            del answer, done
+
+    def _restore_one(self, i: int, error: FedrayError) -> None:
+        """Requests that bring a fresh actor to where it was; they are not waited for, since it does one after the
+        other. If the last attempt at that failed by itself (its files are gone, say) that is the error."""
+        self._failures.note(error)
+        for ref in self._restoring.pop(i, []):
+            if ray.wait([ref], timeout=0)[0]:
+                blame(ref)
+        actor = self._actors[i]
+        refs = [actor.begin.remote(*self._births[i]), actor.restore.remote(*self._at)]
+        refs += [actor.replay.remote(t.params, t.round, t.limit, t.targets[i], t.kept) for t in self._since]
+        self._restoring[i] = refs
+
+
+def blame(ref: Any) -> None:
+    """Raise what a request ended with, if that was another thing than a lost actor."""
+    try:
+        get(ref)
+    except FedrayError as error:
+        if not recoverable(error):
+            raise
+
 
 def as_they_land(refs: list[Any]) -> Iterator[Any]:
-    """Results in order of arrival; sums are exact, so the order cannot matter. A result is freed once it is folded."""
+    """Results in order of arrival. A result is freed once it is folded."""
     while refs:
         done, refs = ray.wait(refs, num_returns=1)
         yield get(done.pop())
@@ -106,7 +193,7 @@ def get(ref: Any) -> Any:
         raise ActorLostError(
             f"an actor was lost ({type(error).__name__}): {_cause(error)}",
             "all actors alive to the end",
-            "Look at the memory of the machine and at `ray logs`; start the run again.",
+            "Look at the memory of the machine and at `ray logs`; then go on from the last checkpoint.",
         ) from error
 
 

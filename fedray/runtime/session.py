@@ -13,13 +13,15 @@ import ray
 from ray import exceptions
 
 from fedray.config import RunConfig
-from fedray.errors import ClusterError, PlacementError, Terminated
+from fedray.errors import CheckpointError, ClusterError, PlacementError, Terminated
 from fedray.federated.clients import first_tables
 from fedray.methods import build
 from fedray.runtime import client_actor, driver_actor
 from fedray.runtime.address import reachable
-from fedray.runtime.executor import get
+from fedray.runtime.checkpoint import Checkpoints
+from fedray.runtime.executor import as_they_land, get
 from fedray.runtime.plan import Plan, Resources, even_shards, shards
+from fedray.storage import Storage
 from fedray.types import ClientData, FeatureNames, ItemFeatures
 
 QUIET = {
@@ -28,6 +30,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Defaults for a local cluster, unless the user set them: workers at normal priority, no usage reports."""
+SEEN = ".seen"
 
 
 @contextmanager
@@ -125,19 +128,32 @@ class Crew:
 
     driver: Any
     clients: list[Any]
+    birth: tuple[Any, ...] = ()
+    """What a driver is told first; Ray's references in it keep the clients' data there, for actors to come back."""
 
 
 @contextmanager
-def crew(config: RunConfig, plan: Plan, data: ClientData, features: ItemFeatures | None = None) -> Iterator[Crew]:
+def crew(
+    config: RunConfig,
+    plan: Plan,
+    data: ClientData,
+    features: ItemFeatures | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Iterator[Crew]:
     """The run's actors, alive and ready; killed at the end of the block, however it ends. Of content clients are told
     the names, and only the driver gets it."""
     actors: list[Any] = []
     try:
-        actors += _clients(config, plan, data, features)
+        births = _births(config, plan, data, features)
+        actors += _clients(config, plan, births, features)
         _await(actors, plan, config.runtime.start_timeout_s)
-        driver = driver_actor.Remote.options(num_cpus=0).remote(config, actors, data.client, data.n_items, features)
+        if checkpoints:
+            _check_shared(actors, checkpoints.storage)
+        birth = list(actors), births, ray.put(data.client), data.n_items, ray.put(features)
+        driver = driver_actor.Remote.options(num_cpus=0, **_lives(config)).remote(config, checkpoints)
         actors.append(driver)
-        yield Crew(driver, actors[:-1])
+        get(driver.begin.remote(*birth))
+        yield Crew(driver, actors[:-1], birth)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -150,16 +166,38 @@ def split(config: RunConfig, plan: Plan, data: ClientData) -> list[Any]:
     return shards(data, plan.actors)
 
 
-def _clients(config: RunConfig, plan: Plan, data: ClientData, features: ItemFeatures | None) -> list[Any]:
-    """Client actors, on their way. The tables they start from are freed once all have started."""
+def _births(config: RunConfig, plan: Plan, data: ClientData, features: ItemFeatures | None) -> list[list[Any]]:
+    """What each client actor is told first: its clients, and the tables that all start from."""
     initial = ray.put(first_tables(build(config, data.n_items, features), config.seed))
+    return [[ray.put(data.take(part)), initial] for part in split(config, plan, data)]
+
+
+def _clients(config: RunConfig, plan: Plan, births: list[list[Any]], features: ItemFeatures | None) -> list[Any]:
+    """Client actors, on their way."""
     names = FeatureNames(features.names) if features else None
-    return [_client(config, plan, data.take(p), initial, names) for p in split(config, plan, data)]
+    options = {"num_cpus": plan.cpus_per_actor, "num_gpus": plan.gpus_per_actor, **_lives(config)}
+    actors = [client_actor.Remote.options(**options).remote(config, plan.device, names) for _ in births]
+    for actor, birth in zip(actors, births, strict=True):
+        actor.begin.remote(*birth)
+    return actors
 
 
-def _client(config: RunConfig, plan: Plan, part: ClientData, initial: Any, names: FeatureNames | None) -> Any:
-    options = {"num_cpus": plan.cpus_per_actor, "num_gpus": plan.gpus_per_actor, "max_restarts": 0}
-    return client_actor.Remote.options(**options).remote(config, part, plan.device, initial, names)
+def _lives(config: RunConfig) -> dict[str, int]:
+    """How often Ray starts an actor again and repeats a request: without end, since the executor counts, or not."""
+    lives = -1 if config.runtime.recovery == "exact" and config.runtime.max_restarts else 0
+    return {"max_restarts": lives, "max_task_retries": lives}
+
+
+def _check_shared(actors: list[Any], storage: Storage) -> None:
+    """What this process writes there, every actor sees."""
+    storage.write(SEEN, b"")
+    if not all(as_they_land([a.sees.remote(storage, SEEN) for a in actors])):
+        raise CheckpointError(
+            "actors on other nodes do not see what is written there",
+            "a folder or URI that all nodes share",
+            "Set runtime.checkpoint.path; or runtime.checkpoint.every=0, and do without.",
+            storage.url,
+        )
 
 
 def _await(actors: list[Any], plan: Plan, timeout_s: float) -> None:

@@ -2,8 +2,8 @@
 
 `start` talks to the store and fails at once if it refuses or is away. From then on everything goes through a
 `Spool`: `log_round` never waits, a dead store costs nothing, and MLflow keeps one point for each (name,
-timestamp, step, value), so that what is sent twice is there once. `replay` sends what a dead process or a
-dead store left behind.
+timestamp, step, value), so that what is sent twice is there once. `tracking.replay` sends what a dead process or
+a dead store left behind.
 """
 
 import json
@@ -23,10 +23,10 @@ from mlflow.exceptions import MlflowException
 
 from fedray.config import RunConfig, to_yaml
 from fedray.errors import FedrayWarning, TrackingError
-from fedray.tracking import records, store
+from fedray.tracking import records, resumed, store
 from fedray.tracking.provenance import provenance
 from fedray.tracking.redact import redact
-from fedray.tracking.spool import Record, Spool, leftovers, read
+from fedray.tracking.spool import Record, Spool
 from fedray.tracking.tracker import RunEnd, RunStart, Status
 from fedray.types import RoundReport
 
@@ -44,8 +44,13 @@ class _Run:
     reports: list[RoundReport] = field(default_factory=list)
     last_step: int = 0
     not_finite: int = 0
+    recorded: int = 0
+    ended: bool = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step <= self.recorded:  # by the process that this one takes over from
+            self.last_step = max(self.last_step, step)
+            return
         kept, skipped = records.finite(metrics)
         self.last_step = max(self.last_step, step)  # MLflow shows the value of the highest step: the end's must win
         self.not_finite += skipped
@@ -74,10 +79,34 @@ class MlflowTracker:
         """
         if self._run is not None:
             raise TrackingError("a run is open already", "finish() before the next start()")
+        if start.resume and (run := self._again(start)) is not None:
+            return run
         run_id = self._create(records.run_name(start), start)
         with self._failing(run_id), store.answering(self._uri):
             self._fill(run_id, start)
             self._run = _Run(start, self._spool(run_id))
+        return run_id
+
+    def _there(self, start: RunStart) -> Any:
+        """The run to go on with, running; one that had ended well stays as it is. None where there is none."""
+        with store.answering(self._uri):
+            client = self._connected()
+            experiment_id = store.patiently(lambda: self._experiment_id(client, start))
+            run = resumed.found(client, experiment_id, start.run_id)
+            if run is not None and run.info.status != "FINISHED":
+                client.update_run(run.info.run_id, status="RUNNING")
+        if run is not None:
+            self._place, self._waiting = f"#/experiments/{experiment_id}/runs/{run.info.run_id}", ""
+        return run
+
+    def _again(self, start: RunStart) -> str | None:
+        run = self._there(start)
+        if run is None:
+            return None
+        run_id, ended = str(run.info.run_id), run.info.status == "FINISHED"
+        with store.answering(self._uri):
+            recorded = resumed.recorded(self._connected(), run_id, self._folder / f"{run_id}.jsonl")
+        self._run = _Run(start, self._spool(run_id), recorded=recorded, ended=ended)
         return run_id
 
     def log_round(self, report: RoundReport) -> None:
@@ -100,17 +129,28 @@ class MlflowTracker:
         self._run = None
         killed = end.status == "KILLED"
         try:
-            for record in _last_records(run, end):
+            for record in [] if run.ended else _last_records(run, end):
                 run.spool.put(record)
-            for name, image in ({} if killed else _figures(run, end)).items():
+            for name, image in ({} if killed or run.ended else _figures(run, end)).items():
                 run.spool.put(store.file_record(f"figures/{name}", image))
         finally:
             self._close(run.spool, KILLED_PATIENCE_S if killed else self._patience_s)
 
-    def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
+    def start_family(
+        self,
+        config: RunConfig,
+        seeds: Sequence[int],
+        dataset: Mapping[str, Any],
+        run_id: str = "",
+        resume: bool = False,
+    ) -> str:
         """Open the parent run of several seeds; its id."""
         method = config.method_name()
-        as_run = RunStart(config, method, dataset, {"fedray.stage": "family", "fedray.seeds": _listed(seeds)})
+        tags = {"fedray.stage": "family", "fedray.seeds": _listed(seeds)}
+        as_run = RunStart(config, method, dataset, tags, run_id=run_id, resume=resume)
+        if resume and (there := self._there(as_run)) is not None:
+            self._families[there.info.run_id] = (self._spool(there.info.run_id), self._place)
+            return str(there.info.run_id)
         run_id = self._create(records.family_name(config, seeds), as_run)
         with self._failing(run_id), store.answering(self._uri):
             params = records.params(config, method) | {"seed": _listed(seeds)}
@@ -234,63 +274,6 @@ class MlflowTracker:
         for notice in spool.notices():
             text = redact(f"MLflow at {self._shown_uri}: {notice}")
             warnings.warn(text, FedrayWarning, stacklevel=3)
-
-
-def replay(spool_dir: Path, uri: str, patience_s: float = PATIENCE_S) -> int:
-    """Send what earlier processes left in `spool_dir` to the store at `uri`; the number of records it took.
-
-    Runs of processes that still live are left alone, as are runs this store does not know (a warning names
-    the store they were started in). A run without an end becomes FAILED: its process died. Raises
-    `TrackingError` if the store does not answer; nothing is lost then.
-    """
-    client = store.connect(store.absolute(uri))
-    return sum(_replay_one(client, path, uri, patience_s) for path in leftovers(spool_dir))
-
-
-def _replay_one(client: MlflowClient, path: Path, uri: str, patience_s: float) -> int:
-    try:
-        head, waiting = read(path)
-        died_ms = int(path.stat().st_mtime * 1000)  # before the new spool writes
-    except FileNotFoundError:  # its process just brought everything home
-        return 0
-    if "run" not in head:
-        return 0
-    with store.answering(uri):
-        known = store.patiently(lambda: _knows(client, head["run"]))
-    if not known:
-        text = f"{path}: its run is not in {redact(uri)} but in {head['uri']}"
-        warnings.warn(text, FedrayWarning, stacklevel=3)
-        return 0
-    try:
-        spool = Spool(path, head, store.sender(client, head["run"]), store.is_away)
-    except BlockingIOError:  # its process lives and sends it itself
-        return 0
-    with store.answering(uri):
-        for record in _missing_end(client, head["run"], waiting, died_ms):
-            spool.put(record)
-    whole = spool.close(patience_s)
-    for notice in spool.notices():
-        warnings.warn(redact(f"MLflow at {uri}: {notice}"), FedrayWarning, stacklevel=3)
-    if not whole:
-        raise TrackingError(f"{spool.waiting} records of {path} were not taken", where=redact(uri))
-    return spool.sent
-
-
-def _missing_end(client: MlflowClient, run_id: str, waiting: Sequence[Record], died_ms: int) -> list[Record]:
-    ended = any(record["kind"] == "end" for record in waiting)
-    if ended or client.get_run(run_id).info.status != "RUNNING":
-        return []
-    return [store.tags_record({"fedray.ended_by": "sync"}), store.end_record("FAILED", died_ms)]
-
-
-def _knows(client: MlflowClient, run_id: str) -> bool:
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
 
 
 def _get_or_create(client: MlflowClient, name: str, location: str | None, tags: Mapping[str, str]) -> str:

@@ -128,6 +128,7 @@ def tags(start: RunStart) -> dict[str, str]:
         "fedray.data_fingerprint": str(start.dataset.get("fingerprint", "")),
         "mlflow.note.content": run_note(start),
         **({"mlflow.parentRunId": start.parent_id} if start.parent_id else {}),
+        **({"fedray.run_id": start.run_id} if start.run_id else {}),
     }
     return clean_tags({**found, **start.extra_tags})
 

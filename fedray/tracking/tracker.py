@@ -31,6 +31,8 @@ class RunStart:
     dataset: `name` and `fingerprint`, and sizes such as `users`, `items`, `interactions`.
     parent_id: of the family (`Tracker.start_family`) this run is a seed of.
     plan: the resource plan as text.
+    run_id: fedray's own, by which a run that goes on (`resume`) is found again; rounds that are recorded already are
+    not recorded twice.
     """
 
     config: RunConfig
@@ -40,6 +42,8 @@ class RunStart:
     parent_id: str | None = None
     plan: str = ""
     stage: Stage = "train"
+    run_id: str = ""
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,15 @@ class Tracker(Protocol):
         """Close the run. May wait for the store a bounded time, and never raises because it is away."""
         ...
 
-    def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
-        """Open the parent of several seeds' runs; its id, for `RunStart.parent_id`."""
+    def start_family(
+        self,
+        config: RunConfig,
+        seeds: Sequence[int],
+        dataset: Mapping[str, Any],
+        run_id: str = "",
+        resume: bool = False,
+    ) -> str:
+        """Open the parent of several seeds' runs; its id, for `RunStart.parent_id`. The rest: see `RunStart`."""
         ...
 
     def finish_family(
@@ -125,7 +136,14 @@ class NullTracker:
     def finish(self, end: RunEnd) -> None:
         """Nothing."""
 
-    def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
+    def start_family(
+        self,
+        config: RunConfig,
+        seeds: Sequence[int],
+        dataset: Mapping[str, Any],
+        run_id: str = "",
+        resume: bool = False,
+    ) -> str:
         """An id."""
         return uuid.uuid4().hex
 
@@ -146,14 +164,16 @@ class JsonlTracker:
         self._folder = folder.resolve()
         self._file: IO[str] | None = None
         self._last: Path | None = None
+        self._recorded = 0
 
     def start(self, start: RunStart) -> str:
         """Make the file and write the start line; `TrackingError` if that cannot be done."""
         if self._file is not None:
             raise TrackingError("a run is open already", "finish() before the next start()")
-        run_id = uuid.uuid4().hex
+        run_id = start.run_id or uuid.uuid4().hex
         self._last = self._folder / f"{run_id}.jsonl"
-        self._file = _new_file(self._last)
+        self._recorded = _recorded(self._last) if start.resume else 0
+        self._file = _new_file(self._last, "a" if start.run_id else "x")
         self._write(
             event="start",
             stage=start.stage,
@@ -168,8 +188,9 @@ class JsonlTracker:
         return run_id
 
     def log_round(self, report: RoundReport) -> None:
-        """One line."""
-        self._write(event="round", **{k: _plain(v) for k, v in vars(report).items()})
+        """One line, unless there is one."""
+        if report.round > self._recorded:
+            self._write(event="round", **{k: _plain(v) for k, v in vars(report).items()})
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line."""
@@ -186,11 +207,18 @@ class JsonlTracker:
             assert self._last is not None
             self._last.with_name(f"{self._last.stem}.{name.replace('/', '.')}").write_bytes(content)
 
-    def start_family(self, config: RunConfig, seeds: Sequence[int], dataset: Mapping[str, Any]) -> str:
+    def start_family(
+        self,
+        config: RunConfig,
+        seeds: Sequence[int],
+        dataset: Mapping[str, Any],
+        run_id: str = "",
+        resume: bool = False,
+    ) -> str:
         """A file of its own with one family line."""
-        family_id = uuid.uuid4().hex
+        family_id = run_id or uuid.uuid4().hex
         body = {"event": "family", "run_id": family_id, "seeds": list(seeds), "dataset": dict(dataset)}
-        with _new_file(self._folder / f"{family_id}.jsonl") as file:
+        with _new_file(self._folder / f"{family_id}.jsonl", "a" if resume else "x") as file:
             file.write(_line({**body, "params": settings(config)}))
         return family_id
 
@@ -229,10 +257,17 @@ def _line(fields: Mapping[str, Any]) -> str:
     return json.dumps(fields, default=str) + "\n"
 
 
-def _new_file(path: Path) -> IO[str]:
+def _recorded(path: Path) -> int:
+    """The last round in the file; a line that is not whole does not count."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rounds = [json.loads(line)["round"] for line in lines if '"event": "round"' in line and line.endswith("}")]
+    return max(rounds, default=0)
+
+
+def _new_file(path: Path, mode: str = "x") -> IO[str]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("x", encoding="utf-8")
+        return path.open(mode, encoding="utf-8")
     except OSError as error:
         raise TrackingError(
             f"cannot write there: {error.strerror}", "a folder", "Set tracking.uri.", str(path)

@@ -12,7 +12,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 LAYERS = [
-    {"types", "errors", "seeding", "config", "sections", "yamls", "fixed_point"},
+    {"types", "errors", "seeding", "config", "sections", "yamls", "fixed_point", "storage"},
     {"data", "models", "encoders", "embeddings", "evaluation"},
     {"federated"},
     {"methods"},

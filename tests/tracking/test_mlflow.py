@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 
 from fedray.errors import FedrayWarning, TrackingError
 from fedray.tracking import store
-from fedray.tracking.mlflow import MlflowTracker, replay
+from fedray.tracking.mlflow import MlflowTracker
+from fedray.tracking.replay import replay
 from fedray.tracking.spool import Spool
 from tests.tracking.fakes import DATASET, begin, config, end, report
 

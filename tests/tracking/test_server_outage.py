@@ -14,7 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from fedray.config import make_config
-from fedray.tracking.mlflow import MlflowTracker, replay
+from fedray.tracking.mlflow import MlflowTracker
+from fedray.tracking.replay import replay
 from fedray.tracking.tracker import RunEnd, RunStart
 from fedray.types import RoundReport
 

@@ -1,0 +1,212 @@
+"""A run's checkpoints: the server's state and the clients', each round's in a folder of its own, whole or not there.
+
+<path>/<run id>/round-000010/manifest.json              round, identity of the run, files with sha256; written last
+<path>/<run id>/round-000010/server.safetensors         parameters and whatever else the server has as arrays
+<path>/<run id>/round-000010/run.json                   the rest of it
+<path>/<run id>/round-000010/clients-00000.safetensors  private state, one file per actor, written by that actor
+<path>/<run id>/reports/000001-000010.json              what the rounds since the checkpoint before said
+
+safetensors and JSON, no pickle. A folder is made aside, its files fsynced, then renamed (`fedray.storage`). What is
+torn is found by its sha256 and skipped for the one before.
+"""
+
+import json
+import platform
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from safetensors.numpy import load, save
+
+from fedray.config import RunConfig, flatten
+from fedray.errors import CheckpointError, FedrayWarning, ResumeError
+from fedray.federated.run_snapshots import Snapshot
+from fedray.storage import Storage, Written
+from fedray.types import RoundReport
+
+FORMAT = 1
+MANIFEST, SERVER, REST, REPORTS, PREFIX = "manifest.json", "server.safetensors", "run.json", "reports", "round-"
+
+
+class Identity(NamedTuple):
+    """What a run is. settings: flat, for a message that says what differs. environment: what bits may depend on."""
+
+    run_id: str
+    fingerprint: str
+    data: str
+    settings: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is there and whole."""
+
+    round: int
+    folder: Storage
+    files: tuple[Written, ...]
+
+    @property
+    def clients(self) -> tuple[Written, ...]:
+        """The files of client state."""
+        return tuple(f for f in self.files if f.name.startswith("clients-"))
+
+    def server(self) -> Snapshot:
+        """The server's part."""
+        by_name = {f.name: f.sha256 for f in self.files}
+        arrays = load(self.folder.read(SERVER, by_name[SERVER]))
+        return Snapshot(arrays, json.loads(self.folder.read(REST, by_name[REST])))
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Those of one run."""
+
+    storage: Storage
+    identity: Identity
+    every: int
+    keep: int
+
+    def aside(self, round_: int) -> Storage:
+        """Where the files of a checkpoint are written; what a death left there goes first."""
+        name = self.storage.aside(_folder(round_))
+        self.storage.remove(name)
+        return self.storage.under(name)
+
+    def commit(
+        self, round_: int, snapshot: Snapshot, clients: Sequence[Written], reports: Sequence[RoundReport]
+    ) -> Checkpoint:
+        """The checkpoint of a round whose client files are there; older ones go. reports: since the last one."""
+        aside, name = self.storage.under(self.storage.aside(_folder(round_))), _folder(round_)
+        missing = sorted({f.name for f in clients} - set(aside.names()))
+        if missing:
+            raise CheckpointError(
+                f"{missing[0]} is not there: an actor on another node wrote it",
+                "a folder that all nodes share",
+                "Set runtime.checkpoint.path.",
+                self.storage.url,
+            )
+        if reports:
+            first, last = reports[0].round, reports[-1].round
+            self.storage.write(f"{REPORTS}/{first:06d}-{last:06d}.json", _json([asdict(r) for r in reports]))
+        own = [aside.write(SERVER, save(snapshot.arrays)), aside.write(REST, _json(snapshot.body))]
+        body = {"format": FORMAT, "round": round_, **self.identity._asdict()}
+        aside.write(MANIFEST, _json({**body, "files": [f._asdict() for f in (*clients, *own)]}))
+        self.storage.publish(name)
+        self._forget()
+        return Checkpoint(round_, self.storage.under(name), (*clients, *own))
+
+    def newest(self) -> Checkpoint | None:
+        """The last one that is whole and of this very run. Raises `ResumeError` where it is of another."""
+        for name in reversed(self._folders()):
+            try:
+                return self._whole(self.storage.under(name))
+            except CheckpointError as error:
+                text = f"{self.storage.url}/{name} is skipped: {error}"
+                warnings.warn(text, FedrayWarning, stacklevel=2)
+        return None
+
+    def reports(self, until: int) -> list[RoundReport]:
+        """What the rounds up to that one said; what later ones said is removed."""
+        folder, found = self.storage.under(REPORTS), list[RoundReport]()
+        for name in folder.names():
+            if int(name.split("-")[1].removesuffix(".json")) > until:
+                folder.remove(name)
+            else:
+                found += [RoundReport(**r) for r in json.loads(folder.read(name))]
+        return found
+
+    def clear(self) -> None:
+        """All of the run goes."""
+        parent, name = self.storage.url.rsplit("/", 1)
+        Storage(parent).remove(name)
+
+    def _folders(self) -> list[str]:
+        return [n for n in self.storage.names() if n.startswith(PREFIX)]
+
+    def _forget(self) -> None:
+        for name in self._folders()[: -self.keep]:
+            self.storage.remove(name)
+
+    def _whole(self, folder: Storage) -> Checkpoint:
+        try:
+            body = json.loads(folder.read(MANIFEST))
+            files = tuple(Written(**f) for f in body["files"])
+            round_ = int(body["round"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("its manifest cannot be read", "JSON as written") from error
+        self._check(body)
+        for file in files:
+            folder.read(file.name, file.sha256)
+        return Checkpoint(round_, folder, files)
+
+    def _check(self, body: Mapping[str, Any]) -> None:
+        mine, run = self.identity, self.identity.run_id
+        if body["data"] != mine.data:
+            raise ResumeError(f"run {run} was made with other data", "the same", "Give it another --run-id.")
+        if body["fingerprint"] != mine.fingerprint:
+            there, here = body["settings"], mine.settings
+            keys = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
+            differ = ", ".join(f"{k} {there.get(k)!r} there, {here.get(k)!r} here" for k in keys[:5])
+            raise ResumeError(
+                f"run {run} was started with other settings: {differ}", "the same", "Give it another --run-id."
+            )
+        changed = sorted(k for k, v in mine.environment.items() if body["environment"].get(k) != v)
+        if changed:
+            was = ", ".join(f"{k} {body['environment'].get(k)} -> {mine.environment[k]}" for k in changed)
+            text = f"run {run} goes on elsewhere ({was}): the last bits may differ from an undisturbed run's"
+            warnings.warn(text, FedrayWarning, stacklevel=2)
+
+
+class Go(NamedTuple):
+    """Which run this is. run_id: empty for one of its own, whose checkpoints go when it ends well. resume: it may go on
+    from a checkpoint."""
+
+    run_id: str = ""
+    resume: bool = False
+
+    def of_seed(self, seed: int) -> "Go":
+        """The run of one seed of a family."""
+        return Go(f"{self.run_id}-s{seed}" if self.run_id else "", self.resume)
+
+
+NEW = Go()
+
+
+def opened(config: RunConfig, data: str, device: str, go: Go) -> Checkpoints | None:
+    """A run's checkpoints, if it is to leave any. Raises `ResumeError` where there are some and it is not to go on."""
+    wanted = config.runtime.checkpoint
+    if not wanted.every:
+        if go.resume:
+            raise ResumeError("runtime.checkpoint.every is 0", "checkpoints to go on from")
+        return None
+    run_id = go.run_id or uuid.uuid4().hex[:12]
+    identity = Identity(run_id, config.fingerprint(), data, flatten(config), environment(device))
+    found = Checkpoints(Storage.at(wanted.path).under(run_id), identity, wanted.every, wanted.keep)
+    if not go.resume and go.run_id and (last := found.newest()):
+        raise ResumeError(
+            f"run {run_id} is there already, up to round {last.round}",
+            "another --run-id, or --resume-or-start to go on with it",
+            where=found.storage.url,
+        )
+    return found
+
+
+def environment(device: str) -> dict[str, str]:
+    """What the last bits of a result may depend on beside the configuration."""
+    import torch
+
+    names = ("numpy", "torch", "numba", "scikit-learn", "scipy")
+    chip = {"machine": platform.machine(), "device": device, "cpu": torch.backends.cpu.get_cpu_capability()}
+    return chip | {f"{name}": version(name) for name in names}
+
+
+def _folder(round_: int) -> str:
+    return f"{PREFIX}{round_:06d}"
+
+
+def _json(body: Any) -> bytes:
+    return json.dumps(body, indent=1).encode()

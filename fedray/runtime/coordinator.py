@@ -1,0 +1,89 @@
+"""A run on an executor, with its checkpoints: what the driver actor does, and the serial run too. No Ray in here."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedray.config import RunConfig
+from fedray.errors import FedrayWarning
+from fedray.federated import rounds, run_snapshots
+from fedray.federated.clients import timed
+from fedray.federated.method import Method
+from fedray.federated.rounds import Outcome, Run
+from fedray.runtime.checkpoint import Checkpoint, Checkpoints
+from fedray.storage import Storage
+from fedray.types import Arrays, RoundReport
+
+
+class Coordinator:
+    """One run's server. `checkpoints` None: it leaves none."""
+
+    def __init__(self, config: RunConfig, method: Method, executor: Any, checkpoints: Checkpoints | None) -> None:
+        self._config, self._method, self._executor = config, method, executor
+        self._checkpoints = checkpoints
+        self._run: Run = rounds.start(config, method)
+        self._unsaved: list[RoundReport] = []
+        self._restarts = 0
+        self.last: Checkpoint | None = None
+
+    @property
+    def executor(self) -> Any:
+        """Where its clients are."""
+        return self._executor
+
+    @property
+    def run(self) -> Run:
+        """As it is between two rounds."""
+        return self._run
+
+    def step(self) -> tuple[RoundReport, bool]:
+        """One round, with a checkpoint where one is due; and whether it was the last."""
+        self._run, report = rounds.step(self._run, self._executor)
+        report = replace(report, restarts=self._restarts + self._executor.restarts)
+        self._unsaved.append(report)
+        last, seconds = rounds.finished(self._run), dict(report.seconds)
+        if self._checkpoints and (last or report.round % self._checkpoints.every == 0):
+            with timed(seconds, "checkpoint"):
+                self.commit()
+        return replace(report, seconds=seconds), last
+
+    def commit(self) -> int:
+        """A checkpoint of the last finished round, unless there is one: its round. Where it cannot be written (a full
+        disk) the run goes on, and what is lost then is restored from the one before."""
+        round_ = self._run.state.round
+        if self._checkpoints and (self.last.round if self.last else 0) < round_:
+            try:
+                files = self._executor.snapshot(self._checkpoints.aside(round_))
+                self.last = self._checkpoints.commit(round_, run_snapshots.of_run(self._run), files, self._unsaved)
+            except OSError as error:
+                text = f"no checkpoint of round {round_}: {error.strerror or error} ({self._checkpoints.storage.url})"
+                warnings.warn(text, FedrayWarning, stacklevel=2)
+                return self.last.round if self.last else 0
+            self._unsaved = []
+            self._executor.committed(self.last.folder, self.last.clients, round_)
+        return self.last.round if self.last else 0
+
+    def resume(self, restarts: int = 0) -> tuple[Sequence[RoundReport], bool]:
+        """Back to the newest checkpoint, or to the start where there is none: what the rounds until there said, and
+        whether they were all. restarts: of actors, in the run so far."""
+        self._restarts = restarts
+        found = self._checkpoints.newest() if self._checkpoints else None
+        self.last, self._unsaved = found, []
+        if found is None or self._checkpoints is None:
+            self._run = rounds.start(self._config, self._method)
+            self._executor.restore(Storage(""), (), 0)
+            return (), False
+        self._run = run_snapshots.run_of(self._config, self._method, found.server())
+        self._executor.restore(found.folder, found.clients, found.round)
+        return self._checkpoints.reports(found.round), rounds.finished(self._run)
+
+    def finish(self) -> Outcome:
+        """The selected round's test metrics."""
+        return rounds.finish(self._run, self._executor)
+
+    def save(self, folder: str) -> tuple[Arrays, int, list[str]]:
+        """Client files written where the clients are; the selected round's shared parameters come back."""
+        best = self._run.best
+        assert best is not None
+        return best.broadcast.params, best.round, self._executor.save(folder)
