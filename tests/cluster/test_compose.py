@@ -1,6 +1,7 @@
 """The compose file: its shape, what it opens to whom, what it keeps to itself; each rule is seen to catch a fault."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -129,19 +130,29 @@ def test_the_workers_offer_what_the_job_asks_for() -> None:
     assert "--num-cpus=0" in words(SERVICES["ray-head"]["command"])
 
 
-def compose(*args: str) -> "subprocess.CompletedProcess[str]":
-    command = ["docker", "compose", "--env-file", "/dev/stdin", "--file", str(COMPOSE), *args]
-    secrets = "".join(f"{name}=test\n" for name in SECRETS)
-    return subprocess.run(command, input=secrets, capture_output=True, text=True, timeout=30, check=False)
-
-
 @pytest.fixture
 def docker() -> None:
-    if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+    asked = ["docker", "compose", "version"]
+    if shutil.which("docker") is None or subprocess.run(asked, capture_output=True, check=False).returncode:
         pytest.skip("docker compose is not here")
 
 
 @pytest.mark.usefixtures("docker")
 def test_compose_itself_reads_it() -> None:
-    done = compose("--profile", "gpu", "--profile", "train", "config", "--quiet")
+    command = [
+        "docker",
+        "compose",
+        "--file",
+        str(COMPOSE),
+        "--profile",
+        "gpu",
+        "--profile",
+        "train",
+        "config",
+        "--quiet",
+    ]
+    secrets = dict.fromkeys(SECRETS, "test")
+    done = subprocess.run(
+        command, env={**os.environ, **secrets}, capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == 0, done.stderr

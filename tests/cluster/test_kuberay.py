@@ -7,11 +7,22 @@ import jsonschema
 import pytest
 
 from tests.cluster import shapes
-from tests.cluster.files import CLUSTER, GONE, IMAGE, KUBERAY, MLFLOW_IMAGE, PINS, REGISTRY
-from tests.cluster.files import documents as read
-from tests.cluster.files import keys, load, misspelt, planted
+from tests.cluster.files import (
+    CLUSTER,
+    GONE,
+    IMAGE,
+    KUBERAY,
+    MLFLOW_IMAGE,
+    PINS,
+    REGISTRY,
+    documents,
+    keys,
+    load,
+    misspelt,
+    planted,
+)
 
-ALL = [pytest.param(document, id=f"{f.stem}-{n}") for f in KUBERAY for n, document in enumerate(read(f))]
+ALL = [pytest.param(document, id=f"{f.stem}-{n}") for f in KUBERAY for n, document in enumerate(documents(f))]
 CLAIM = load(CLUSTER / "kuberay" / "storage.yaml")
 RAY_CLUSTER = load(CLUSTER / "kuberay" / "raycluster.yaml")
 JOBS = {name: load(CLUSTER / "kuberay" / f"rayjob-{name}.yaml") for name in ("train", "tune")}
@@ -155,7 +166,7 @@ def check_policies(inside: Any, submit: Any) -> None:
 
 
 def test_policies_let_in_fedray_and_kuberay_alone() -> None:
-    inside, submit = read(CLUSTER / "kuberay" / "network-policy.yaml")
+    inside, submit = documents(CLUSTER / "kuberay" / "network-policy.yaml")
     check_policies(inside, submit)
     for path, value in {"spec/ingress": [{}], "spec/podSelector": {}}.items():
         with pytest.raises((AssertionError, KeyError)):
@@ -187,7 +198,7 @@ MLFLOW_FAULTS = {
 
 
 def test_mlflow_answers_to_the_name_that_jobs_use() -> None:
-    _, service, deployment = read(CLUSTER / "kuberay" / "mlflow.yaml")
+    _, service, deployment = documents(CLUSTER / "kuberay" / "mlflow.yaml")
     check_mlflow(service, deployment)
     for path, value in MLFLOW_FAULTS.items():
         with pytest.raises((AssertionError, KeyError)):

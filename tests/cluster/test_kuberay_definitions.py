@@ -1,7 +1,7 @@
 """The manifests against KubeRay's own definitions, where those are at hand: they are not part of this repository.
 
-`FEDRAY_KUBERAY_CRD_DIR`, else ../shared/schemas/kuberay, holds ray.io_rayclusters.yaml and ray.io_rayjobs.yaml as KubeRay
-ships them (ray-operator/config/crd/bases).
+`FEDRAY_KUBERAY_CRD_DIR`, else ../shared/schemas/kuberay, holds ray.io_rayclusters.yaml and ray.io_rayjobs.yaml as
+KubeRay ships them (ray-operator/config/crd/bases).
 """
 
 import os
@@ -15,7 +15,8 @@ import pytest
 from tests.cluster.files import CLUSTER, ROOT, keys, load, misspelt, planted
 
 DEFINITIONS = Path(os.environ.get("FEDRAY_KUBERAY_CRD_DIR") or ROOT.parent / "shared" / "schemas" / "kuberay")
-FILES = {"raycluster": "ray.io_rayclusters.yaml", "rayjob-train": "ray.io_rayjobs.yaml", "rayjob-tune": "ray.io_rayjobs.yaml"}
+CLUSTERS, JOBS = "ray.io_rayclusters.yaml", "ray.io_rayjobs.yaml"
+FILES = {"raycluster": CLUSTERS, "rayjob-train": JOBS, "rayjob-tune": JOBS}
 FREE = frozenset({"labels", "rayStartParams", "requests", "limits", "metadata"})
 """What may hold any key."""
 

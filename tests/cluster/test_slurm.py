@@ -93,4 +93,5 @@ def test_faults_are_caught(text: str, tmp_path: Path) -> None:
 def test_this_ray_can_run_it() -> None:
     options = {o for p in symmetric_run.symmetric_run.params for o in p.opts}
     assert {"--address", "--min-nodes"} <= options
-    assert symmetric_run.curate_and_validate_ray_start_args(["--address", "h:6379", "--num-cpus=16"]) == ["--num-cpus=16"]
+    start = symmetric_run.curate_and_validate_ray_start_args(["--address", "h:6379", "--num-cpus=16"])
+    assert start == ["--num-cpus=16"]
