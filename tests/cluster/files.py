@@ -1,7 +1,6 @@
 """What lies in `cluster/`, the versions it has to agree with, and ways to plant a fault in a copy of it."""
 
 import copy
-import re
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -76,8 +75,3 @@ def misspelt(document: Any, path: str) -> Any:
 def words(command: str | list[str]) -> list[str]:
     """A command as compose takes it: a string is split like a shell's."""
     return command if isinstance(command, list) else shlex.split(command)
-
-
-def comments(file: Path) -> str:
-    """What a file says to its reader."""
-    return "\n".join(re.findall(r"#.*", file.read_text(encoding="utf-8")))
