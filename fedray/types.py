@@ -177,7 +177,8 @@ class RoundReport:
     """Everything a round says about itself; the only thing a tracker sees.
 
     `metrics` are flat, with slashes (`val/ndcg_at_10`, `train/loss`); `seconds` per stage; bytes are
-    what would travel between server and clients this round (not Ray's own traffic).
+    what would travel between server and clients this round (not Ray's own traffic). `restarts` counts actors
+    started again since the run began.
     """
 
     round: int
@@ -188,3 +189,4 @@ class RoundReport:
     clients_ok: int
     clients_dropped: int = 0
     clients_rejected: int = 0
+    restarts: int = 0
