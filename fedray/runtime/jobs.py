@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
@@ -192,7 +193,7 @@ def _answering(address: str, submission_id: str = "") -> Iterator[None]:
         raise _refused(address, error) from None
     except ValueError as error:  # not JSON: no dashboard; or a folder over Ray's own limit
         raise _refused(address, error) from None
-    except (OSError, KeyError) as error:  # requests' and aiohttp's errors are OSErrors
+    except (OSError, KeyError, ClientError) as error:  # requests' errors are OSErrors
         raise _unreachable(address, type(error).__name__) from None
 
 

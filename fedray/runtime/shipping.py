@@ -36,8 +36,8 @@ FORWARDED = (
     "HF_ENDPOINT",
     "HF_HUB_OFFLINE",
 )
-"""Variables that go with a job where they are set; everything else by `--env`. Not Ray's token: the cluster has its own;
-nor FEDRAY_DATA: it names a folder of this machine."""
+"""Variables that go with a job where they are set; everything else by `--env`. Not Ray's token: the cluster has its
+own; nor FEDRAY_DATA: it names a folder of this machine."""
 
 WRITTEN = ("tracking.uri", "tracking.spool", "encoding.store", "checkpoint.folder", "runtime.checkpoints")
 """Settings that name something a run writes; those that a configuration lacks are passed over."""
@@ -67,6 +67,11 @@ def write_folder(folder: Path, config: RunConfig, run_id: str, extra: Path | Non
         (folder / ENTRYPOINT).write_text(ENTRYPOINT_TEXT, encoding="utf-8")
     text = f"# run {run_id}, fingerprint {config.fingerprint()}\n{to_yaml(config)}"
     (folder / job_file(config)).write_text(text, encoding="utf-8")
+
+
+def own_package() -> tuple[Path, ...]:
+    """This checkout's fedray, to be sent along."""
+    return (Path(__file__).parents[1],)
 
 
 def _left_out(folder: str, names: list[str]) -> set[str]:
@@ -154,7 +159,7 @@ def is_relative(path: str) -> bool:
 
 
 def job_env(asked: Sequence[str], here: Mapping[str, str], forwarded: Sequence[str] = FORWARDED) -> dict[str, str]:
-    """The job's variables: what is forwarded, what `--env NAME` or `--env NAME=VALUE` asks, time to end when stopped."""
+    """The job's variables: time to end when stopped, what is forwarded, what `--env NAME[=VALUE]` asks."""
     found = {name: here[name] for name in forwarded if here.get(name)}
     return {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **found, **dict(_asked(each, here) for each in asked)}
 
