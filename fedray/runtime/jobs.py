@@ -16,12 +16,13 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from fedray.errors import ClusterAuthError, ClusterError, JobError, JobRunningError
+from fedray.errors import ClusterAuthError, ClusterError, JobError, JobRunningError, NotShippableError
 from fedray.runtime.address import reachable
 from fedray.runtime.job_records import RESUMABLE, STOPPED, JobRecord, Request, State, state_of
 
 FIRST_ANSWER_S, ANSWER_S = 10.0, 60.0
 FOLLOW_AGAIN = 5
+DOLLAR = "FEDRAY_DOLLAR"
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WANTED = "the dashboard's address, http://HOST:8265"
 PORTS = {"http": 80, "https": 443}
@@ -42,6 +43,18 @@ def cluster_address(given: str, here: Mapping[str, str]) -> str:
         guess = f"Try --address http://{'HOST' if host in ('auto', 'local') else host}:8265."
         raise JobError(f"{name} {address!r} is no address of a dashboard", WANTED, guess)
     return address.rstrip("/")
+
+
+def literal(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables that reach a job as they are. Ray sets them in order and replaces `$NAME` on the way, so every $ in them
+    becomes a variable that is one. What it does to `${NAME}` cannot be undone."""
+    if odd := [name for name, value in env.items() if "${" in value]:
+        raise NotShippableError(
+            f"{', '.join(odd)} with ${{...}} in it, which Ray would cut out", "another value", "Set it on the cluster."
+        )
+    dollars = any("$" in value for value in env.values())
+    first = {DOLLAR: "$"} if dollars else {}
+    return first | {name: value.replace("$", f"${{{DOLLAR}}}") for name, value in env.items()}
 
 
 class _Client(JobSubmissionClient):
@@ -77,7 +90,7 @@ class RayJobs:
 
     def submit(self, request: Request) -> None:
         """Send the folder, start the command."""
-        env: dict[str, Any] = {"working_dir": str(request.folder), "env_vars": dict(request.env)}
+        env: dict[str, Any] = {"working_dir": str(request.folder), "env_vars": literal(request.env)}
         if request.modules:
             env["py_modules"] = [str(m) for m in request.modules]
         with _answering(self.address, request.submission_id):
