@@ -24,6 +24,7 @@ from fedray.runtime import job_records as records
 from fedray.runtime import shipping
 from fedray.runtime.job_records import Backend, JobRecord, Request
 from fedray.status_line import RoundStatus, clock, last_round
+from fedray.tracking.redact import redact
 
 POLL_S = 0.5
 ENDING_S = records.STOP_GRACE_S + 30.0
@@ -39,7 +40,7 @@ class Place:
 
     def flag(self) -> str:
         """How the other commands say it."""
-        return " --local" if self.local else f" --address {self.address}" if self.address else ""
+        return " --local" if self.local else f" --address {redact(self.address)}" if self.address else ""
 
     def backend(self, working_dir: Path | None = None) -> Backend:
         """Reached, or a named error within seconds."""
@@ -84,7 +85,7 @@ def submit(asked: Submission, place: Place, wait: bool) -> int:
         there.submit(Request(submission_id, command, Path(folder), env, modules))
     _note(f"{submission_id} submitted {there.where}, with {', '.join(sorted(env))} in its environment")
     if wait:
-        return follow(there, submission_id)
+        return follow(there, submission_id, place)
     _note(f"fedray logs {run_id} --follow{place.flag()}")
     typer.echo(run_id)
     return 0
@@ -99,13 +100,13 @@ def preflight(config: RunConfig, working_dir: Path | None, env: dict[str, str]) 
         yield f"{', '.join(away)}: in the job's own folder, which Ray removes; name a server, or shared storage"
 
 
-def follow(there: Backend, submission_id: str) -> int:
+def follow(there: Backend, submission_id: str, place: Place) -> int:
     """Its log to the end, then its own exit code. Ctrl-C leaves the job alone."""
     try:
         there.follow(submission_id, _emit)
         job = until_over(there, submission_id)
     except KeyboardInterrupt:
-        _note(f"{submission_id} goes on; `fedray stop {records.split(submission_id)[0]}` stops it")
+        _note(f"{submission_id} goes on; `fedray stop {records.split(submission_id)[0]}{place.flag()}` stops it")
         return records.STOPPED
     _note(_end(job))
     return records.own_code(job)
@@ -116,7 +117,7 @@ def logs(name: str, place: Place, following: bool) -> int:
     there = place.backend()
     job = records.find(name, there.jobs(), there.where)
     if following:
-        return follow(there, job.submission_id)
+        return follow(there, job.submission_id, place)
     _emit(there.log(job.submission_id))
     return 0
 
@@ -154,12 +155,12 @@ def status(name: str, place: Place, as_json: bool) -> int:
     if as_json:
         typer.echo(json.dumps({**as_dict(job), "progress": _finite(asdict(reached)) if reached else None}, indent=2))
     else:
-        for title, text in describe(job, reached):
+        for title, text in describe(job, reached, place.flag()):
             typer.echo(f"{title:<12}{text}")
     return records.status_code(job)
 
 
-def describe(job: JobRecord, reached: RoundStatus | None) -> Iterator[tuple[str, str]]:
+def describe(job: JobRecord, reached: RoundStatus | None, flag: str = "") -> Iterator[tuple[str, str]]:
     """The lines of `fedray status`."""
     yield "run", job.run_id
     yield "attempt", f"{job.attempt}  ({job.submission_id})"

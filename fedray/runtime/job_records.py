@@ -60,7 +60,9 @@ class Request:
 
 
 class Backend(Protocol):
-    """Where jobs run: a cluster, or this machine."""
+    """Where jobs run: a cluster, or this machine; `where` says which."""
+
+    where: str
 
     def jobs(self) -> list[JobRecord]:
         """Every job there is."""

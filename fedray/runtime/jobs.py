@@ -19,9 +19,10 @@ from ray.job_submission import JobSubmissionClient
 from fedray.errors import ClusterAuthError, ClusterError, JobError, JobRunningError, NotShippableError
 from fedray.runtime.address import reachable
 from fedray.runtime.job_records import RESUMABLE, STOPPED, JobRecord, Request, State, state_of
+from fedray.tracking.redact import redact
 
 FIRST_ANSWER_S, ANSWER_S = 10.0, 60.0
-FOLLOW_AGAIN = 5
+FOLLOW_AGAIN, POLL_S = 5, 1.0
 DOLLAR = "FEDRAY_DOLLAR"
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WANTED = "the dashboard's address, http://HOST:8265"
@@ -41,13 +42,13 @@ def cluster_address(given: str, here: Mapping[str, str]) -> str:
     if parts.scheme not in PORTS or not parts.hostname:
         host = (parts.hostname if parts.scheme == "ray" else address.partition(":")[0]) or "HOST"
         guess = f"Try --address http://{'HOST' if host in ('auto', 'local') else host}:8265."
-        raise JobError(f"{name} {address!r} is no address of a dashboard", WANTED, guess)
+        raise JobError(f"{name} {redact(address)!r} is no address of a dashboard", WANTED, guess)
     return address.rstrip("/")
 
 
 def literal(env: Mapping[str, str]) -> dict[str, str]:
-    """Variables that reach a job as they are. Ray sets them in order and replaces `$NAME` on the way, so every $ in them
-    becomes a variable that is one. What it does to `${NAME}` cannot be undone."""
+    """Variables that reach a job as they are. Ray sets them in order and replaces `$NAME` on the way, so every $ in
+    them becomes a variable that is one. What it does to `${NAME}` cannot be undone."""
     if odd := [name for name, value in env.items() if "${" in value]:
         raise NotShippableError(
             f"{', '.join(odd)} with ${{...}} in it, which Ray would cut out", "another value", "Set it on the cluster."
@@ -70,11 +71,12 @@ class RayJobs:
     """The jobs of the cluster whose dashboard is at `address`."""
 
     def __init__(self, address: str) -> None:
-        self.address, self.where = address, f"on {address}"
+        self.address = redact(address)
+        self.where = f"on {self.address}"
         parts = urlsplit(address)
         if not reachable(f"{parts.hostname}:{parts.port or PORTS[parts.scheme]}"):
-            raise _unreachable(address, "nobody answers")
-        with _answering(address), _alone(address):
+            raise _unreachable(self.address, "nobody answers")
+        with _answering(self.address), _alone(address):
             self._client = _Client(address)
         self._client.limit_s = ANSWER_S
 
@@ -107,19 +109,21 @@ class RayJobs:
 
     def follow(self, submission_id: str, emit: Callable[[str], None]) -> None:
         """All it has printed and will print; where the connection breaks, again from where it broke."""
-        seen = _Seen(emit)
-        for again in range(FOLLOW_AGAIN + 1):
+        seen, tries = _Seen(emit), FOLLOW_AGAIN
+        while True:
+            before = seen.done
             try:
+                if self.job(submission_id).over:
+                    break
                 with _answering(self.address):
                     asyncio.run(self._tail(submission_id, seen))
             except ClusterAuthError:
                 raise
             except ClusterError:
-                if again == FOLLOW_AGAIN:
+                tries = FOLLOW_AGAIN if seen.done > before else tries - 1
+                if not tries:
                     raise
-            if self.job(submission_id).over:
-                break
-            time.sleep(1.0)
+            time.sleep(POLL_S)
         seen.all(self.log(submission_id))
 
     async def _tail(self, submission_id: str, seen: "_Seen") -> None:
@@ -137,16 +141,16 @@ class _Seen:
     """Passes on what has not been passed on yet, of texts that all begin at the start of the log."""
 
     def __init__(self, emit: Callable[[str], None]) -> None:
-        self._emit, self._done, self._at = emit, 0, 0
+        self._emit, self.done, self._at = emit, 0, 0
 
     def again(self) -> None:
         """From the start of the log."""
         self._at = 0
 
     def __call__(self, text: str) -> None:
-        fresh = text[max(0, self._done - self._at) :]
+        fresh = text[max(0, self.done - self._at) :]
         self._at += len(text)
-        self._done = max(self._done, self._at)
+        self.done = max(self.done, self._at)
         if fresh:
             self._emit(fresh)
 
@@ -157,9 +161,9 @@ class _Seen:
 
 
 def _record(details: Any) -> JobRecord:
-    state, code = _state(details), details.driver_exit_code
-    times = (t / 1000 if t else None for t in (details.start_time, details.end_time))
-    return JobRecord(details.submission_id, state, code, *times, message=_first_line(details.message))
+    begun, ended = (t / 1000 if t else None for t in (details.start_time, details.end_time))
+    text = _first_line(details.message)
+    return JobRecord(details.submission_id, _state(details), details.driver_exit_code, begun, ended, text)
 
 
 def _state(details: Any) -> State:

@@ -39,8 +39,8 @@ FORWARDED = (
 """Variables that go with a job where they are set; everything else by `--env`. Not Ray's token: the cluster has its
 own; nor FEDRAY_DATA: it names a folder of this machine."""
 
-WRITTEN = ("tracking.uri", "tracking.spool", "encoding.store", "checkpoint.folder", "runtime.checkpoints")
-"""Settings that name something a run writes; those that a configuration lacks are passed over."""
+WRITTEN = ("tracking.uri", "encoding.store")
+"""Settings that name what a run writes and others read."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import fedray
 from fedray.status_line import RoundStatus, format_round
 
 ROUNDS = 1000
@@ -39,7 +40,7 @@ attempts.write_text("x" * attempt)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if os.environ.get("DEAF") else commit)
 reached = int(committed.read_text()) if committed.exists() else 0
 name = Path(sys.argv[1]).read_text().splitlines()[1]
-say(f"argv {sys.argv[1:]}, from round {reached}, {name}, {os.environ.get('ODD')!r}")
+say(f"argv {sys.argv[1:]}, from round {reached}, {name}, {os.environ.get('ODD')!r}, {fedray.__file__}")
 last = ROUNDS if attempt == 1 else reached + 3
 while reached < last:
     reached += 1
