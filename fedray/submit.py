@@ -73,6 +73,7 @@ def submit(asked: Submission, place: Place, wait: bool) -> int:
     config = load_config(asked.job, list(asked.sets))
     run_id = records.checked_run_id(asked.run_id) if asked.run_id else records.new_run_id(config.name)
     env = shipping.job_env(asked.env, os.environ, () if place.local else shipping.FORWARDED)
+    shipping.check_folder(asked.working_dir)
     if not place.local:
         for remark in preflight(config, asked.working_dir, env):
             typer.secho(remark, err=True, fg="yellow")

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,7 +67,7 @@ class LocalJobs:
         with (folder / "log.txt").open("ab") as log:
             subprocess.Popen(
                 [sys.executable, "-m", "fedray.runtime.local_supervisor", str(folder)],
-                env={**os.environ, **request.env},
+                env=surroundings(os.environ, request.env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -125,6 +125,14 @@ class LocalJobs:
                 os.kill(process[who]["pid"], signal.SIGTERM)
                 return True
         return False
+
+
+def surroundings(here: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment and what was asked; without a dashboard's address, which Ray itself cannot join."""
+    kept = {
+        name: value for name, value in here.items() if name != "RAY_ADDRESS" or "://" not in value or "ray://" in value
+    }
+    return {**kept, **asked}
 
 
 def _pass_on(log: BinaryIO, decoder: codecs.IncrementalDecoder, emit: Callable[[str], None]) -> None:

@@ -80,6 +80,12 @@ def _left_out(folder: str, names: list[str]) -> set[str]:
     return links | {n for n in names if n.startswith(".") or n == "__pycache__"}
 
 
+def check_folder(folder: Path | None) -> None:
+    """Refuse a `--working-dir` that is none."""
+    if folder is not None and not folder.is_dir():
+        raise NotShippableError(f"--working-dir {folder} is no folder", "a folder")
+
+
 def check_size(folder: Path) -> list[str]:
     """Remarks on big files; `NotShippableError` that names the biggest if the folder is too big as a whole."""
     sizes = sorted(((f.stat().st_size, f) for f in _files(folder)), reverse=True)
@@ -95,8 +101,6 @@ def check_size(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise NotShippableError(f"--working-dir {folder} is no folder", "a folder")
     names = [p.name for p in folder.iterdir()]
     for name in sorted(set(names) - _left_out(str(folder), names)):
         entry = folder / name

@@ -73,7 +73,7 @@ def cluster():
         mine = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         head.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(8)
+            head.wait(3)
         for process in mine:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

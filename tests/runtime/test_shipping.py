@@ -9,6 +9,7 @@ import pytest
 from fedray.config import load_config, make_config
 from fedray.errors import JobError, NotShippableError
 from fedray.runtime import shipping
+from fedray.runtime.local_jobs import surroundings
 from fedray.runtime.shipping import MIB
 
 
@@ -74,7 +75,8 @@ def test_what_is_too_big_is_named(tmp_path):
 
 def test_a_working_dir_must_be_a_folder(tmp_path):
     with pytest.raises(NotShippableError, match="no folder"):
-        shipping.check_size(tmp_path / "gone")
+        shipping.check_folder(tmp_path / "gone")
+    shipping.check_folder(None)
 
 
 @pytest.mark.parametrize("path", ["/data/ml-100k", "s3://bucket/ml-100k", "$DATA/ml-100k", "~/ml-100k"])
@@ -140,3 +142,9 @@ def test_variables_that_are_none_are_refused_and_no_value_is_said(asked, says):
     with pytest.raises(JobError, match=says) as found:
         shipping.job_env([asked], {})
     assert "hidden" not in str(found.value)
+
+
+def test_a_local_job_is_not_told_of_a_dashboard():
+    assert surroundings({"RAY_ADDRESS": "http://h:8265", "A": "1"}, {"B": "2"}) == {"A": "1", "B": "2"}
+    for address in ("ray://h:10001", "h:6379", "auto"):
+        assert surroundings({"RAY_ADDRESS": address}, {}) == {"RAY_ADDRESS": address}
