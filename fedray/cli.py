@@ -20,7 +20,12 @@ app = typer.Typer(
 )
 Job = Annotated[Path, typer.Argument(help="job file, e.g. jobs/quickstart.yaml")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="lay a.b=value over the file; repeatable")]
-
+Address = Annotated[
+    str, typer.Option("--address", "-a", help="of the dashboard, http://HOST:8265; empty: the environment's")
+]
+Local = Annotated[bool, typer.Option("--local", help="a job on this machine, without a cluster")]
+Run = Annotated[str, typer.Argument(help="run id (its last attempt), or submission id")]
+AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
 
 MOST_SEEDS = 1000
 
@@ -164,6 +169,76 @@ def sync(
     from fedray.tracking.replay import replay
 
     typer.echo(f"{replay(spool, uri)} records sent to {uri}")
+
+
+@app.command()
+def submit(
+    job: Job,
+    address: Address = "",
+    local: Local = False,
+    run_id: Annotated[str, typer.Option(help="go on with this run; empty: a new one, <name>-<8 hex>")] = "",
+    set_: Sets = None,
+    seeds: Annotated[str, typer.Option(help="a family under one parent run: 0..4 or 0,3,7")] = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the log and exit as the job does")] = False,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="folder to run in, sent along; hidden files and linked folders stay behind")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME=VALUE for the job; whoever may use the cluster can read it; repeatable"),
+    ] = None,
+    ship: Annotated[bool, typer.Option("--ship", help="send this fedray too, for clusters with another one")] = False,
+) -> None:
+    """Start a training as a job, or go on with it; prints the run id."""
+    from fedray.submit import Place, Submission
+    from fedray.submit import submit as submitted
+
+    if seeds:
+        parse_seeds(seeds)
+    asked = Submission(job, set_ or [], seeds, run_id, working_dir, env or [], ship)
+    raise typer.Exit(submitted(asked, Place(address, local), wait))
+
+
+@app.command()
+def status(run: Run, address: Address = "", local: Local = False, json_: AsJson = False) -> None:
+    """Where a job is; exit code 0 while it is well, 1 failed, 75 resumable, 130 stopped."""
+    from fedray import submit as jobs
+
+    raise typer.Exit(jobs.status(run, jobs.Place(address, local), json_))
+
+
+@app.command()
+def logs(
+    run: Run,
+    address: Address = "",
+    local: Local = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the job ends, and exit as it does")] = False,
+) -> None:
+    """What a job printed."""
+    from fedray import submit as jobs
+
+    raise typer.Exit(jobs.logs(run, jobs.Place(address, local), follow))
+
+
+@app.command()
+def stop(
+    run: Run,
+    address: Address = "",
+    local: Local = False,
+    wait: Annotated[bool, typer.Option("--wait", help="until it has ended")] = False,
+) -> None:
+    """Ask a job to commit and end; submitting its run again goes on with it."""
+    from fedray import submit as jobs
+
+    raise typer.Exit(jobs.stop(run, jobs.Place(address, local), wait))
+
+
+@app.command("list")
+def list_(address: Address = "", local: Local = False, json_: AsJson = False) -> None:
+    """Every job, the newest first."""
+    from fedray import submit as jobs
+
+    raise typer.Exit(jobs.list_jobs(jobs.Place(address, local), json_))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -38,6 +38,7 @@ Each message says where, what was found, what was expected and what to do about 
     +- ResourceError                  exit code 3
     |  +- MemoryPlanError             the plan does not fit; says the figures
     |  +- ClusterError                no cluster, no answer, or not allowed in
+    |  |  +- ClusterAuthError         the cluster wants a token, or another one
     |  +- PlacementError              actors that cannot be placed: asked, and what there is
     |  +- ActorLostError              an actor died and the run cannot go on here; exit code 75: it can be resumed
     |  +- StoreError                  an embedding store that cannot be opened or written, or not with these values
@@ -47,6 +48,11 @@ Each message says where, what was found, what was expected and what to do about 
     |  +- AmbiguousRunError           a name or prefix that fits several
     |  +- NotComparableError          other users, other data or another protocol
     |  +- NothingToCompareError       no finished run, or only one row
+    +- JobError                       exit code 2
+    |  +- NoSuchJobError              no submitted job or run of that name; names the nearest
+    |  +- JobRunningError             the run's last attempt still goes on
+    |  +- JobDoneError                the run has succeeded: nothing to resume
+    |  +- NotShippableError           a folder too big for the cluster, or a path that would not exist there
     +- TrackingError                  exit code 1: the tracking store refused, not merely slept
 """
 
@@ -216,6 +222,10 @@ class ClusterError(ResourceError):
     """The cluster cannot be reached or refuses."""
 
 
+class ClusterAuthError(ClusterError):
+    """The cluster wants a token, or another one than it was given."""
+
+
 class PlacementError(ResourceError):
     """Actors that cannot be placed."""
 
@@ -258,6 +268,28 @@ class NotComparableError(CompareError):
 
 class NothingToCompareError(CompareError):
     """No finished run, or only one row."""
+
+
+class JobError(FedrayError):
+    """A submitted job cannot be had, started or sent as asked; nothing was sent."""
+
+    exit_code = 2
+
+
+class NoSuchJobError(JobError):
+    """No submitted job or run is called that."""
+
+
+class JobRunningError(JobError):
+    """The run's last attempt still goes on."""
+
+
+class JobDoneError(JobError):
+    """The run has succeeded: there is nothing to resume."""
+
+
+class NotShippableError(JobError):
+    """A folder that is too big for the cluster, or a path that would not exist there."""
 
 
 class Terminated(BaseException):

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,6 +16,7 @@ from fedray.config import RunConfig
 from fedray.data.protocols import rules_of
 from fedray.embeddings.fill import Step
 from fedray.errors import StoppedBetweenRounds, Terminated
+from fedray.status_line import RoundStatus, format_round, quality
 from fedray.types import RoundReport
 
 LOG_EVERY_S = 2.0
@@ -32,6 +34,7 @@ class Progress:
         self._metric, self._split = rules.lead, rules.select_split
         self._last_line = 0.0
         self._best = float("nan")
+        self._begun: tuple[float, int] | None = None
         columns = (
             MofNCompleteColumn(),
             BarColumn(bar_width=10),
@@ -58,23 +61,39 @@ class Progress:
 
     def show(self, report: RoundReport) -> None:
         """One round more."""
-        text = self._quality(report)
+        status = self._status(report)
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=report.round, description=text)
+            self._bar.update(self._task, completed=report.round, description=quality(status))
             return
         now = time.monotonic()
         if now - self._last_line >= LOG_EVERY_S or report.round in (1, self._rounds):
             self._last_line = now
-            cost = f"{report.clients_ok:,} clients  {report.seconds['round']:.2f} s"
-            self._console.print(f"round {report.round}/{self._rounds}  {text}  {cost}", soft_wrap=True, highlight=False)
+            say(self._console, format_round(status))
 
-    def _quality(self, report: RoundReport) -> str:
-        """`loss 0.4120  ndcg_at_10 0.0810 (best 0.0822)`: short enough for 80 columns with bar and time."""
+    def _status(self, report: RoundReport) -> RoundStatus:
         value = report.metrics.get(f"{SPLITS[self._split][0]}/{self._metric}")
-        if value is None:
-            return f"loss {report.metrics['train/loss']:.4f}"
-        self._best = value if not value <= self._best else self._best
-        return f"loss {report.metrics['train/loss']:.4f}  {self._metric} {value:.4f} (best {self._best:.4f})"
+        if value is not None:
+            self._best = value if not value <= self._best else self._best
+        status = RoundStatus(
+            report.round,
+            self._rounds,
+            report.metrics["train/loss"],
+            report.clients_ok,
+            report.seconds["round"],
+            self._left_s(report),
+            dropped=report.clients_dropped,
+            rejected=report.clients_rejected,
+            restarts=report.restarts,
+        )
+        return status if value is None else replace(status, metric=self._metric, value=value, best=self._best)
+
+    def _left_s(self, report: RoundReport) -> int:
+        """By the pace of the rounds of this process: a resumed run has not done the earlier ones."""
+        now, took = time.monotonic(), report.seconds["round"]
+        if self._begun is None:
+            self._begun = (now - took, report.round - 1)
+        since, before = self._begun
+        return round((self._rounds - report.round) * (now - since) / (report.round - before))
 
 
 class EncodeProgress:

@@ -244,7 +244,7 @@ def tree_in_the_docstring():
     """class -> (its parent, its exit code) as drawn."""
     found, open_ = {}, []
     for line in errors.__doc__.splitlines():
-        drawn = re.fullmatch(r" {4}((?:\|  )*)(\+- )?(\w+Error)\b(?:.*exit code (\d))?.*", line)
+        drawn = re.fullmatch(r" {4}((?:\|  )*)(\+- )?(\w+Error)\b(?:.*exit code (\d+))?.*", line)
         if drawn:
             depth = len(drawn[1]) // 3 + bool(drawn[2])
             open_[depth:] = [(drawn[3], drawn[4] or open_[depth - 1][1])]

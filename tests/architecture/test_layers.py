@@ -17,7 +17,8 @@ LAYERS = [
     {"federated"},
     {"methods"},
     {"runtime", "tracking", "federation"},
-    {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io", "family", "compare", "outputs", "encode"},
+    {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io", "family", "compare", "outputs", "encode"}
+    | {"submit", "status_line"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
