@@ -134,7 +134,11 @@ class EncodingConfig(Closed):
 class CheckpointConfig(Closed):
     """What a run leaves on disk, so that it can go on after any failure."""
 
-    every: int = Field(10, ge=0, description="rounds from one to the next; also one when the run is stopped; 0: none")
+    every: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto",
+        description="rounds from one to the next; auto: at least 10 and 20 s, and so many that it costs about a "
+        "twentieth of the time; 0: none. There is also one when the run is stopped",
+    )
     path: str = Field(
         ".fedray/checkpoints", description="folder or fsspec URI that all nodes share; each run has its own in it"
     )

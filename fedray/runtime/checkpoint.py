@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from safetensors.numpy import load, save
 
@@ -67,8 +67,10 @@ class Checkpoints:
 
     storage: Storage
     identity: Identity
-    every: int
+    every: int | Literal["auto"]
     keep: int
+    last: bool = True
+    """Also one of the last round, for a run that may be asked for again."""
 
     def aside(self, round_: int) -> Storage:
         """Where the files of a checkpoint are written; what a death left there goes first."""
@@ -185,7 +187,8 @@ def opened(config: RunConfig, data: str, device: str, go: Go) -> Checkpoints | N
         return None
     run_id = go.run_id or uuid.uuid4().hex[:12]
     identity = Identity(run_id, config.fingerprint(), data, flatten(config), environment(device))
-    found = Checkpoints(Storage.at(wanted.path).under(run_id), identity, wanted.every, wanted.keep)
+    place = Storage.at(wanted.path).under(run_id)
+    found = Checkpoints(place, identity, wanted.every, wanted.keep, bool(go.run_id))
     if not go.resume and go.run_id and (last := found.newest()):
         raise ResumeError(
             f"run {run_id} is there already, up to round {last.round}",

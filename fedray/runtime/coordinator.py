@@ -15,6 +15,11 @@ from fedray.runtime.checkpoint import Checkpoint, Checkpoints
 from fedray.storage import Storage
 from fedray.types import Arrays, RoundReport
 
+SHARE, LEAST_ROUNDS, FIRST_COST_S = 0.05, 10, 1.0
+"""Of the time; between two; what the first one is expected to cost."""
+MOST_BYTES = 1 << 29
+"""Of broadcasts since the last checkpoint: the executor keeps them, to do the rounds again."""
+
 
 class Coordinator:
     """One run's server. `checkpoints` None: it leaves none."""
@@ -25,6 +30,7 @@ class Coordinator:
         self._run: Run = rounds.start(config, method)
         self._unsaved: list[RoundReport] = []
         self._restarts = 0
+        self._clock, self._cost = 0.0, FIRST_COST_S
         self.last: Checkpoint | None = None
 
     @property
@@ -43,10 +49,24 @@ class Coordinator:
         report = replace(report, restarts=self._restarts + self._executor.restarts)
         self._unsaved.append(report)
         last, seconds = rounds.finished(self._run), dict(report.seconds)
-        if self._checkpoints and (last or report.round % self._checkpoints.every == 0):
+        self._clock += report.seconds["round"]
+        if self._due(last):
             with timed(seconds, "checkpoint"):
                 self.commit()
+            self._cost, self._clock = seconds["checkpoint"], 0.0
         return replace(report, seconds=seconds), last
+
+    def _due(self, last: bool) -> bool:
+        """Whether a checkpoint follows this round. When it does changes no result, so a clock may say."""
+        if self._checkpoints is None:
+            return False
+        if last:
+            return self._checkpoints.last
+        if self._checkpoints.every != "auto":
+            return self._run.state.round % self._checkpoints.every == 0
+        sent = sum(v.nbytes for v in self._run.broadcast.params.values()) * len(self._unsaved)
+        late = self._clock * SHARE >= self._cost or sent > MOST_BYTES
+        return late and len(self._unsaved) >= LEAST_ROUNDS
 
     def commit(self) -> int:
         """A checkpoint of the last finished round, unless there is one: its round. Where it cannot be written (a full
