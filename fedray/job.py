@@ -265,7 +265,17 @@ def store_goes_away(config: RunConfig) -> bool:
     """Whether this is a submitted job that records its run in the unpacked package, which Ray throws away."""
     file = config.tracking.uri.removeprefix("sqlite:///")
     relative = "://" not in file and not file.startswith("/")
-    return "_ray_pkg_" in str(Path.cwd()) and config.tracking.backend != "none" and relative
+    here = folder_here()
+    return (here is None or "_ray_pkg_" in str(here)) and config.tracking.backend != "none" and relative
+
+
+def folder_here() -> Path | None:
+    """The working directory; None where it is gone: nodes of one machine that share Ray's folder unpack a job's package
+    over each other."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
 
 
 def measured_controls(job: Prepared) -> Controls:
@@ -273,7 +283,7 @@ def measured_controls(job: Prepared) -> Controls:
     if not job.config.evaluation.controls:
         return {}
     shortlist = shortlists(job.config.data.seed, job.data, job.rules)
-    cache = CACHE if os.access(Path.cwd(), os.W_OK) else None
+    cache = CACHE if (here := folder_here()) and os.access(here, os.W_OK) else None
     asked = job.config.evaluation
     return controls(job.dataset, job.data, job.rules, asked.k, shortlist, cache, asked.slices)
 

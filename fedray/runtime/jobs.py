@@ -216,7 +216,9 @@ def _answering(address: str, submission_id: str = "") -> Iterator[None]:
 
 def _refused(address: str, error: Exception) -> ClusterError:
     found = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-    return ClusterError(f"{address} refuses: {found.strip()[:300]}", f"a job API that answers at {WANTED}")
+    no_agent = "No available agent" in found
+    mend = "Is its port taken? `ray start --dashboard-agent-listen-port` gives it another." if no_agent else ""
+    return ClusterError(f"{address} refuses: {found.strip()[:300]}", f"a job API that answers at {WANTED}", mend)
 
 
 def _unreachable(address: str, found: str) -> ClusterError:
