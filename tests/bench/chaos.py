@@ -1,0 +1,195 @@
+"""Kill at random, many times over, and compare to the bit: `python -m tests.bench.chaos [kills]` prints a table.
+
+A run of PFedRec on synthetic users, 60 rounds, on a cluster of a head and two worker nodes on this machine (each with
+folders of its own). Between and in the middle of rounds a client actor, all of them, the driver actor, or a whole
+worker node is killed with SIGKILL; a node that went is replaced. The end is compared with that of an undisturbed serial
+run: every round's metrics, every user's test metrics, the shared parameters. At the end nothing may be left on the
+cluster. Time to recover: how much longer the round took than the median one without a kill.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+ROUNDS, KILLS = 60, 40
+KINDS = ("a client", "all clients", "the driver", "a node")
+DATA = {"source": "synthetic", "users": 400, "items": 600}
+PFEDREC = {"backbone": {"name": "fcf", "dim": 32, "lr": 0.1}, "plugins": {"dualper": {"item_lr_scale": 20}}}
+
+
+def main(args: list[str]) -> None:
+    """Run both and compare."""
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    kills, folder = int(args[0]) if args else KILLS, tempfile.mkdtemp(prefix="chaos")
+    expected = undisturbed(folder)
+    with cluster() as nodes:
+        found, times, restarts, left = disturbed(folder, nodes, kills)
+    shutil.rmtree(folder)
+    same = {k: equal(found[k], expected[k]) for k in expected}
+    print(table(times))
+    print(
+        f"\n{sum(map(len, times.values()))} kills, {restarts} restarts; the same bits: {json.dumps(same)}; left: {left}"
+    )
+    if not all(same.values()) or left:
+        raise SystemExit(1)
+
+
+def config_of(folder: str, executor: str) -> Any:
+    """A round takes some 40 ms; a checkpoint every fifth."""
+    from fedray.config import make_config
+
+    runtime = {"executor": executor, "actors": 2, "checkpoint": {"path": folder, "every": 5}, "max_restarts": 1000}
+    body = {"data": DATA, **PFEDREC, "train": {"rounds": ROUNDS}, "evaluation": {"controls": False}}
+    return make_config({**body, "runtime": runtime})
+
+
+def numbers(reports: list[Any], outcome: Any, saved: Any) -> dict[str, Any]:
+    """What must not change."""
+    return {
+        "rounds": [(r.round, dict(r.metrics), r.bytes_up, r.bytes_down, r.clients_ok) for r in reports],
+        "test": dict(outcome.test),
+        "users": {k: np.asarray(v) for k, v in outcome.users.items()},
+        "parameters": saved[0],
+    }
+
+
+def equal(a: Any, b: Any) -> bool:
+    """To the bit, arrays too."""
+    if isinstance(b, dict) and any(isinstance(v, np.ndarray) for v in b.values()):
+        return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in b)
+    return bool(a == b)
+
+
+def undisturbed(folder: str) -> dict[str, Any]:
+    """In this process."""
+    from fedray.federation import federation
+    from fedray.job import prepare
+    from fedray.runtime import plan, session
+
+    config = config_of(folder, "serial")
+    job = prepare(config)
+    there = plan.make_plan(config, job.method, job.data, session.local_resources())
+    with federation(config, job.method, job.data, job.dataset.features, there) as run:
+        reports = list(run.rounds())
+        return numbers(reports, run.finish(), run.save(f"{folder}/serial"))
+
+
+class Nodes:
+    """The worker nodes; one that is killed is replaced."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+        self.workers = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    def __enter__(self) -> "Nodes":
+        import ray
+
+        ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False, namespace="chaos")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        import ray
+
+        ray.shutdown()
+        self.cluster.shutdown()
+
+    def kill_one(self, which: int) -> None:
+        """And start another."""
+        self.cluster.remove_node(self.workers[which], allow_graceful=False)
+        self.workers[which] = self.cluster.add_node(num_cpus=1)
+
+
+def cluster() -> Nodes:
+    """Use as a context."""
+    return Nodes()
+
+
+def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], dict[str, list[float]], int, list[str]]:
+    """(numbers, seconds lost by kind of kill, restarts, what was left)"""
+    from fedray.federation import Driver
+    from fedray.job import prepare
+    from fedray.runtime import session
+    from fedray.runtime.checkpoint import Go, opened
+    from fedray.runtime.executor import get
+    from fedray.runtime.plan import make_plan
+
+    config, rng = config_of(folder, "ray"), random.Random(7)
+    job = prepare(config)
+    plan = make_plan(config, job.method, job.data, session.resources())
+    when = sorted(rng.sample(range(1, ROUNDS), min(kills, ROUNDS - 1)))
+    times: dict[str, list[float]] = defaultdict(list)
+    with session.crew(config, plan, job.data, job.dataset.features, opened(config, "d", "cpu", Go("r"))) as crew:
+        driver, reports, quiet = Driver(crew, config), [], []
+        rounds = driver.rounds()
+        while len(reports) < ROUNDS:
+            kind = KINDS[rng.randrange(len(KINDS))] if len(reports) in when else ""
+            if kind:
+                soon = threading.Thread(target=kill, args=(kind, pids(kind, crew, get), nodes, rng))
+                soon.start()
+            begun = time.perf_counter()
+            reports.append(next(rounds))
+            (times[kind] if kind else quiet).append(time.perf_counter() - begun)
+            if kind:
+                soon.join()
+        found = numbers(reports, driver.asked("finish"), driver.asked("save", f"{folder}/ray"))
+    usual = statistics.median(quiet)
+    lost = {kind: [max(0.0, t - usual) for t in times[kind]] for kind in KINDS}
+    return found, {**lost, "(a round)": quiet}, reports[-1].restarts, leftovers()
+
+
+def pids(kind: str, crew: Any, get: Any) -> list[int]:
+    """Whom this kind of kill meets."""
+    if kind == "the driver":
+        return [get(crew.driver.pid.remote())]
+    if kind == "a node":
+        return []
+    alive = [get(a.ready.remote())["pid"] for a in crew.clients]
+    return alive if kind == "all clients" else alive[:1]
+
+
+def kill(kind: str, whom: list[int], nodes: Nodes, rng: random.Random) -> None:
+    """A little into the round."""
+    time.sleep(rng.random() * 0.05)
+    if kind == "a node":
+        nodes.kill_one(rng.randrange(2))
+    for pid in whom:
+        os.kill(pid, signal.SIGKILL)
+
+
+def leftovers() -> list[str]:
+    """Actors and placement groups that outlive the run."""
+    from ray.util.state import list_actors, list_placement_groups
+
+    end = time.monotonic() + 30
+    while True:
+        found = [f"actor {a.class_name}" for a in list_actors(filters=[("state", "!=", "DEAD")])]
+        found += [f"placement group {p.name}" for p in list_placement_groups() if p.state != "REMOVED"]
+        if not found or time.monotonic() > end:
+            return found
+        time.sleep(0.5)
+
+
+def table(times: dict[str, list[float]]) -> str:
+    """Markdown."""
+    lines = ["| killed | times | seconds lost: median | worst |", "|---|---|---|---|"]
+    for kind, lost in times.items():
+        if lost:
+            lines.append(f"| {kind} | {len(lost)} | {statistics.median(lost):.2f} | {max(lost):.2f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
