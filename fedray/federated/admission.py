@@ -25,34 +25,17 @@ from jaxtyping import Bool, Float, Int, UInt64
 
 from fedray import fixed_point
 from fedray.data.blocks import RoundSamples
-from fedray.errors import AggregateOverflowError, NonFiniteLossError, RejectedUpdatesError, TrainingError
+from fedray.errors import AggregateOverflowError
 from fedray.federated.aggregate import Aggregate
 from fedray.federated.kernels.rows import ascending, update_sizes
 from fedray.federated.local import LocalResult, LocalStart
 from fedray.federated.method import Method
+from fedray.federated.rejections import NAMED, NORM, NOT_FINITE, OUT_OF_RANGE, ROWS, SHAPE, Refused, Rejected
 from fedray.federated.uploads import base_of, sum_uploads
 from fedray.types import Arrays, Broadcast
 
-ADMITTED = ""
-SHAPE, ROWS, NOT_FINITE, OUT_OF_RANGE, NORM = REASONS = ("shape", "rows", "not_finite", "out_of_range", "norm")
-NAMED = 5
-"""So many clients are named in an error."""
-
 Verdict = Mapping[str, Bool[np.ndarray, " k"]]
 """Reason -> the clients it holds for; each client has one reason at most."""
-
-
-class Refused(NamedTuple):
-    """Clients that were refused for one reason: their number, and the few smallest ids. found: more about the first
-    one's update, where there is more to say."""
-
-    number: int
-    first: tuple[int, ...]
-    found: str = ""
-
-
-Rejected = Mapping[str, Refused]
-"""Reason -> those refused for it; nothing where there are none."""
 
 
 class Sizes(NamedTuple):
@@ -214,51 +197,3 @@ def refused(client: Int[np.ndarray, " k"], verdict: Verdict, found: str = "") ->
     """The verdict as it is reported."""
     ids = {reason: np.sort(client[who]).tolist() for reason, who in verdict.items() if who.any()}
     return {reason: Refused(len(who), tuple(who[:NAMED]), found) for reason, who in ids.items()}
-
-
-def both(a: Rejected, b: Rejected) -> Rejected:
-    """Those of two hosts. Which of them comes first does not matter."""
-    return {k: _merged(a[k], b[k]) if k in a and k in b else a.get(k) or b[k] for k in REASONS if k in a or k in b}
-
-
-def _merged(a: Refused, b: Refused) -> Refused:
-    found = min(a, b, key=lambda r: r.first).found
-    return Refused(a.number + b.number, tuple(sorted(a.first + b.first)[:NAMED]), found)
-
-
-def counted(rejected: Rejected) -> int:
-    """How many clients."""
-    return sum(r.number for r in rejected.values())
-
-
-def require_enough(round_: int, admitted: int, rejected: Rejected, most: float) -> None:
-    """A round whose clients were all refused, or more than this ratio of them, is no round of which to take the rest:
-    it raises what most of them have."""
-    count = counted(rejected)
-    if count and (not admitted or count > most * (admitted + count)):
-        reason = max(rejected, key=lambda k: rejected[k].number)
-        raise bad_updates(round_, reason, rejected[reason], admitted + count, most)
-
-
-def bad_updates(round_: int, reason: str, who: Refused, of: int, most: float) -> TrainingError:
-    """The error for so many bad updates of a round."""
-    kind, what, mend = _ERRORS[reason]
-    more = " ..." if who.number > len(who.first) else ""
-    found = f"round {round_}: {what} of {who.number} of {of} clients (clients {list(who.first)}{more})"
-    expected = f"at most {most:.0%} of a round's clients refused (train.max_rejected), and not all"
-    return kind(f"{found}: {who.found}" if who.found else found, expected, mend)
-
-
-_LOWER = "Lower backbone.lr or the learning-rate scales."
-_FAULT = "A client, or the method, does not do what the method declares."
-_ERRORS: Mapping[str, tuple[type[TrainingError], str, str]] = {
-    SHAPE: (RejectedUpdatesError, "wrong shapes in the updates", _FAULT),
-    ROWS: (RejectedUpdatesError, "wrong or repeated rows in the updates", _FAULT),
-    NOT_FINITE: (NonFiniteLossError, "NaN or infinity in the loss or the update", _LOWER),
-    OUT_OF_RANGE: (
-        AggregateOverflowError,
-        "numbers beyond fixed point (2^30) in the updates",
-        f"They have probably diverged. {_LOWER}",
-    ),
-    NORM: (RejectedUpdatesError, "a norm above train.max_update_norm", f"Raise train.max_update_norm. {_LOWER}"),
-}

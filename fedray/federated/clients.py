@@ -22,7 +22,6 @@ from fedray.data.protocols import Protocol, rules_of
 from fedray.evaluation.metrics import ByClient, MetricSums, score_metrics, summed
 from fedray.evaluation.users import Users, merged, users_of
 from fedray.federated import admission, client_store
-from fedray.federated.admission import Rejected
 from fedray.federated.aggregate import ZERO, Aggregate
 from fedray.federated.client_store import ClientStore, OwnRows, TunedRows
 from fedray.federated.cohort import members
@@ -30,6 +29,7 @@ from fedray.federated.kernels.rows import whole_tables
 from fedray.federated.local import LocalResult, LocalStart
 from fedray.federated.local_training import train_clients
 from fedray.federated.method import Method, Uploads
+from fedray.federated.rejections import Rejected
 from fedray.federated.reports import TrainReport
 from fedray.federated.scoring import score_clients
 from fedray.federated.soft import soft_of

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users, merged
-from fedray.federated import admission, client_snapshots, clients
+from fedray.federated import client_snapshots, clients, rejections
 from fedray.federated.aggregate import ZERO, Aggregate, merge
 from fedray.federated.clients import ClientHost, Seconds
 from fedray.federated.local_only import local_only
@@ -142,7 +142,7 @@ def merge_reports(reports: Iterable[TrainReport], join: Callable[[float, float],
         seconds = merge_seconds(a.seconds, b.seconds, join)
         counts = a.clients + b.clients, a.bytes_up + b.bytes_up
         lists = a.uploads + b.uploads, a.vectors + b.vectors
-        rejected, round_ = admission.both(a.rejected, b.rejected), max(a.round, b.round)
+        rejected, round_ = rejections.both(a.rejected, b.rejected), max(a.round, b.round)
         return TrainReport(merge(a.total, b.total), *counts, seconds, *lists, rejected, round_)
 
     return reduce(both, reports, TrainReport(ZERO, 0, 0, {}))

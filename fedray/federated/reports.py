@@ -13,10 +13,10 @@ from jaxtyping import Int
 
 from fedray import fixed_point
 from fedray.errors import BadReportError
-from fedray.federated import admission
-from fedray.federated.admission import Rejected
+from fedray.federated import rejections
 from fedray.federated.aggregate import Aggregate, RowSum
 from fedray.federated.method import VECTOR, Method, Uploads
+from fedray.federated.rejections import Rejected
 from fedray.types import Broadcast
 
 NO_ROUND = -1
@@ -47,7 +47,7 @@ def check_report(
 ) -> TrainReport:
     """The report of the host of these clients, as it is. Raises `BadReportError`."""
     for what in _faults(method, broadcast, client, report):
-        where = f"round {broadcast.round}, the host of clients {client[: admission.NAMED].tolist()}"
+        where = f"round {broadcast.round}, the host of clients {client[: rejections.NAMED].tolist()}"
         mend = "The actor does not work as it should: start the run again, with --resume if there are checkpoints."
         raise BadReportError(f"its report has {what}", "what uploads of its clients come to", mend, where)
     return report
@@ -71,7 +71,7 @@ def _of_counts(client: Int[np.ndarray, " n"], report: TrainReport) -> Iterator[s
     refused = [r.number for r in report.rejected.values()]
     if report.clients < 0 or min(refused, default=1) < 1 or report.clients + sum(refused) > len(client):
         yield f"{report.clients} clients and {sum(refused)} refused ones of {len(client)}"
-    if not report.rejected.keys() <= set(admission.REASONS):
+    if not report.rejected.keys() <= set(rejections.REASONS):
         yield f"refusals for {sorted(report.rejected)}"
     if report.bytes_up < 0:
         yield f"{report.bytes_up} bytes"

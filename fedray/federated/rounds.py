@@ -23,7 +23,7 @@ from fedray.errors import BadReportError, TrainingError
 from fedray.evaluation.ablation import Ablated
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users, metrics_in, with_group
-from fedray.federated import admission, cohort
+from fedray.federated import cohort, rejections
 from fedray.federated.clients import timed
 from fedray.federated.executor import Executor, Sums, merge_seconds
 from fedray.federated.method import VECTOR, Grouped, Method, Portrait, Uploads
@@ -124,7 +124,7 @@ def step(run: Run, executor: Executor) -> tuple[Run, RoundReport]:
     seconds["round"] = time.perf_counter() - begun
     refused = {f"fed/rejected_{reason}": float(r.number) for reason, r in trained.rejected.items()}
     metrics = {"train/loss": mean_loss(trained), **numbers, **flat(sums), **refused}
-    rejected = admission.counted(trained.rejected)
+    rejected = rejections.counted(trained.rejected)
     return run, RoundReport(state.round, metrics, seconds, down, up, trained.clients, clients_rejected=rejected)
 
 
@@ -142,10 +142,10 @@ def train_round(run: Run, executor: Executor) -> tuple[TrainReport, int]:
 def require_sound(run: Run, n_clients: int, trained: TrainReport) -> None:
     """Nobody reported twice, and not so many were refused that the rest stands for nobody. Decided here, of the sum:
     how clients are packed has no say."""
-    train, seen = run.config.train, trained.clients + admission.counted(trained.rejected)
+    train, seen = run.config.train, trained.clients + rejections.counted(trained.rejected)
     if seen > (asked := cohort.cohort_size(n_clients, train.clients_per_round)):
         raise BadReportError(f"round {run.state.round}: reports of {seen} clients", f"at most {asked}, each once")
-    admission.require_enough(run.state.round, trained.clients, trained.rejected, train.max_rejected)
+    rejections.require_enough(run.state.round, trained.clients, trained.rejected, train.max_rejected)
 
 
 def sent(method: Method, down: Arrays) -> int:
