@@ -10,9 +10,9 @@ what the client keeps (private parameters and rows, its loss). It is refused, by
     out_of_range   a number, weighted as it is summed, does not fit the fixed-point grid (2^30, see `fixed_point`)
     norm           the L2 norm of its deltas, all tables together, is above `train.max_update_norm`
 
-and its client is then as if it had not taken part in the round. Deltas of rows are the most numbers by far and read
-once more by the sum, which refuses NaN and what is out of range by itself: they are measured here only where it did
-(and to tell whose they were), under a norm, and where no sum looks at them.
+and its client is then as if it had not taken part in the round. Deltas are most of the numbers, and the sum reads them
+anyway and refuses NaN and what is out of range: they are measured here only where it did (to tell whose they were),
+under a norm, and where no sum looks at them.
 
 What is made of these numbers on the host, vectors for grouping and whole tables, is finite and small because they are.
 """
@@ -76,11 +76,11 @@ def summed(
 
 
 def left_to_the_sum(method: Method, bound: float, samples: RoundSamples) -> tuple[str, ...]:
-    """Tables whose deltas the sum looks at, number by number: not what is clipped before, or weighs nothing."""
+    """Parameters whose deltas the sum looks at, number by number: not what is clipped before, or weighs nothing."""
     clips = method.noise is not None and method.noise.clip > 0
     if bound or clips or not (method.weight(samples.n_samples()) > 0).all():
         return ()
-    return tuple(k for k in method.shared_rows if k not in method.collects)
+    return tuple(k for k in (*method.shared_rows, *method.shared_dense) if k not in method.collects)
 
 
 def judged(
@@ -91,7 +91,7 @@ def judged(
     result: LocalResult,
     trusted: tuple[str, ...] = (),
 ) -> Verdict:
-    """Who is refused for what, all shapes being right. trusted: tables that are not measured here."""
+    """Who is refused for what, all shapes being right. trusted: parameters whose deltas are not measured here."""
     n_items = _n_items(method, broadcast, samples)
     unordered = ~ascending(samples.row_ptr, samples.rows, n_items)
     if unordered.any():
@@ -138,7 +138,8 @@ def _sent(
         if k not in trusted:
             yield _of_rows(base[k], result.decay[k], samples, result.rows[k])
     for k in method.shared_dense:
-        yield _of_stack(base[k], result.dense[k])
+        if k not in trusted:
+            yield _of_stack(base[k], result.dense[k])
 
 
 def _kept(method: Method, samples: RoundSamples, result: LocalResult) -> Iterator[Sizes]:

@@ -81,11 +81,8 @@ def update_sizes(
                 x = np.float64(new[j]) - keep * np.float64(base[j])
                 largest[j] = max(largest[j], abs(x))
                 total[j] += x * x  # stays NaN once it is
-        for j in range(d):
-            most[c] = max(most[c], largest[j])
-            square[c] += total[j]
-        if not np.isfinite(square[c]):
-            most[c] = np.inf
+        square[c] = total.sum()
+        most[c] = largest.max() if d and np.isfinite(square[c]) else (np.inf if d else 0.0)
     return most, square
 
 
