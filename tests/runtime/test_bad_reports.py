@@ -93,10 +93,10 @@ def test_of_an_actor_that_was_lost_and_answers_twice_one_answer_is_summed(monkey
 
 
 class Late(client_actor.ClientActor):
-    """Says in every round that it is the one before."""
+    """Says in every round that it is a later one."""
 
     def train(self, params, round_, limit, targets=None):
-        return replace(super().train(params, round_, limit, targets), round=round_ - 1)
+        return replace(super().train(params, round_, limit, targets), round=round_ + 7)
 
 
 @pytest.mark.ray
@@ -104,5 +104,5 @@ def test_an_actor_whose_report_is_of_another_round_ends_the_run(ray_cluster, mon
     config = tiny_config(FCF, runtime={"actors": 2})
     monkeypatch.setattr(client_actor, "Remote", ray_cluster.remote(Late))
     plan = make_plan(config, build(config, DATA.n_items), DATA, session.resources())
-    with session.crew(config, plan, DATA) as crew, pytest.raises(BadReportError, match="its report has round -1"):
+    with session.crew(config, plan, DATA) as crew, pytest.raises(BadReportError, match="its report has round 7"):
         get(crew.driver.step.remote())
