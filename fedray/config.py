@@ -214,6 +214,12 @@ class TrainConfig(Closed):
     path: Literal["auto", "compiled", "vmap"] = Field(
         "auto", description="auto: the compiled kernel where the method has one, else the vmapped loss"
     )
+    max_update_norm: float = Field(
+        0.0, ge=0, description="an update of a larger L2 norm, all tables together, is refused; 0: of any norm"
+    )
+    max_rejected: float = Field(
+        0.5, ge=0, le=1, description="the run ends where more than this ratio of a round's clients is refused, or all"
+    )
     block_width: int = Field(
         32, ge=32, multiple_of=32, description="clients stacked in one vmapped block; whole vector registers only"
     )

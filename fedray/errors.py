@@ -31,6 +31,8 @@ Each message says where, what was found, what was expected and what to do about 
     |  +- NonFiniteLossError          names round and clients
     |  +- NonFiniteVectorError        names clients
     |  +- AggregateOverflowError      a sum that leaves the fixed-point range
+    |  +- RejectedUpdatesError        too many clients of a round whose updates cannot be taken
+    |  +- BadReportError              sums of a host that its clients' uploads cannot come to
     +- ContentError                   exit code 1: the content of items, asked for on a client
     +- EncoderError                   exit code 1: an encoder that does not work, or was closed
     +- CheckpointError                exit code 1: a checkpoint that is missing, torn or cannot be shared
@@ -190,6 +192,14 @@ class NonFiniteVectorError(TrainingError):
 
 class AggregateOverflowError(TrainingError):
     """A sum over clients that leaves the fixed-point range."""
+
+
+class RejectedUpdatesError(TrainingError):
+    """Too many clients of a round whose updates were refused: of a wrong shape, of wrong rows, or too long."""
+
+
+class BadReportError(TrainingError):
+    """What a host reports of a round is not what uploads of its clients can come to, or is of another round."""
 
 
 class ContentError(FedrayError):

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Int, UInt64
 
 from fedray import seeding
 from fedray.data.negatives import fill_lowest, fill_negatives
-from fedray.types import Ragged
+from fedray.types import Ragged, flat_index
 
 
 class RoundSamples(NamedTuple):
@@ -42,6 +42,19 @@ class RoundSamples(NamedTuple):
     def n_rows(self) -> Int[np.ndarray, " clients"]:
         """Touched rows per client."""
         return np.diff(self.row_ptr)
+
+    def take(self, who: Int[np.ndarray, " k"]) -> "RoundSamples":
+        """The samples of the clients at positions `who`, in that order."""
+        rows, samples = flat_index(self.row_ptr, who), flat_index(self.sample_ptr, who)
+        return RoundSamples(
+            self.client[who],
+            np.append(0, np.cumsum(self.n_rows()[who])),
+            self.rows[rows],
+            np.append(0, np.cumsum(self.n_samples()[who])),
+            self.item[samples],
+            self.label[samples],
+            self.order[:, samples],
+        )
 
 
 class ClientBlock(NamedTuple):

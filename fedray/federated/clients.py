@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, UInt64
 from safetensors.numpy import load_file, save_file
 
 from fedray.config import RunConfig
@@ -21,7 +21,7 @@ from fedray.data.negatives import shortlists, spared
 from fedray.data.protocols import Protocol, rules_of
 from fedray.evaluation.metrics import ByClient, MetricSums, score_metrics, summed
 from fedray.evaluation.users import Users, merged, users_of
-from fedray.federated import client_store
+from fedray.federated import admission, client_store
 from fedray.federated.aggregate import ZERO, Aggregate
 from fedray.federated.client_store import ClientStore, OwnRows, TunedRows
 from fedray.federated.cohort import members
@@ -29,6 +29,8 @@ from fedray.federated.kernels.rows import whole_tables
 from fedray.federated.local import LocalResult, LocalStart
 from fedray.federated.local_training import train_clients
 from fedray.federated.method import Method, Uploads
+from fedray.federated.rejections import Rejected
+from fedray.federated.reports import TrainReport
 from fedray.federated.scoring import score_clients
 from fedray.federated.soft import soft_of
 from fedray.federated.traits import TRAITS, summed_traits, traits_of
@@ -76,17 +78,16 @@ class Trained(NamedTuple):
     result: LocalResult
 
 
-@dataclass(frozen=True)
-class TrainReport:
-    """What leaves a host after a round: one partial sum, never one table per client (but where the method collects
-    tables, and says so: then `uploads` has a part per host; `vectors` has one where it groups clients)."""
+class Taken(NamedTuple):
+    """Of a round, the k clients whose updates are taken. who: places on the host. own: targets (see `own_targets`).
+    keys: of their noise. total: their sum."""
 
+    who: Int[np.ndarray, " k"]
+    samples: RoundSamples
+    result: LocalResult
+    own: Mapping[str, np.ndarray]
+    keys: UInt64[np.ndarray, " k"]
     total: Aggregate
-    clients: int
-    bytes_up: int
-    seconds: Seconds
-    uploads: tuple[Uploads, ...] = ()
-    vectors: tuple[Uploads, ...] = ()
 
 
 def make_host(
@@ -113,34 +114,64 @@ def train(
     host: ClientHost, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None
 ) -> tuple[ClientHost, TrainReport]:
     """One round on this host's share of the cohort (see `cohort`). targets: what the server made for single clients
-    (at least those of this host that have one), where the method personalises."""
-    seconds: Seconds = {}
+    (at least those of this host that have one), where the method personalises. A client whose update is refused (see
+    `admission`) is as it was before, and in nothing that leaves."""
     chosen = members(host.config.seed, broadcast.round, host.data.client, limit)
     who = np.flatnonzero(chosen & (host.data.train.lengths() > 0))
-    done = broadcast.round + 1
-    if len(who) == 0:
-        return replace(host, trained=None, round=done), TrainReport(ZERO, 0, 0, seconds)
+    seconds: Seconds = {}
+    found: tuple[Taken | None, Rejected] = (None, {})
+    if len(who):
+        found = taken_of(host, who, broadcast, targets, seconds)
+    taken, rejected = found
+    host = replace(host, trained=None, round=broadcast.round + 1)
+    if taken is None:
+        return host, TrainReport(ZERO, 0, 0, seconds, rejected=rejected, round=broadcast.round)
+    return handed_in(host, broadcast, taken, rejected, seconds)
+
+
+def taken_of(
+    host: ClientHost, who: Int[np.ndarray, " k"], broadcast: Broadcast, targets: Uploads | None, seconds: Seconds
+) -> tuple[Taken | None, Rejected]:
+    """What the clients at positions `who` come to, as far as it is taken, and whose updates are refused."""
     with timed(seconds, "samples"):
         samples = samples_of(host, who, broadcast.round)
     with timed(seconds, "train"):
         own = own_targets(host, who, broadcast, targets)
         start = start_of(host, who, broadcast, samples, own)
         result = train_clients(host.method, host.config.train, broadcast.round, start, samples, host.device)
-        whole = whole_of(host.method, broadcast, samples, result, own)
     with timed(seconds, "aggregate"):
         keys = noise_keys(host.config.seed, broadcast.round, samples.client)
-        total = sum_uploads(host.method, broadcast, samples, result, keys)
-        uploads = (whole_uploads(host.method, whole, samples.client, keys),) if whole else ()
+        bound = host.config.train.max_update_norm
+        total, rejected, fit = admission.summed(host.method, bound, broadcast, start, samples, result, keys)
+        if total is None:
+            at = np.flatnonzero(fit)
+            if len(at) == 0:
+                return None, rejected
+            own, who, keys = {k: v[at] for k, v in own.items()}, who[at], keys[at]
+            samples, result = samples.take(at), result.take(at, samples.row_ptr)
+            total = sum_uploads(host.method, broadcast, samples, result, keys)
+    return Taken(who, samples, result, own, keys, total), rejected
+
+
+def handed_in(
+    host: ClientHost, broadcast: Broadcast, taken: Taken, rejected: Rejected, seconds: Seconds
+) -> tuple[ClientHost, TrainReport]:
+    """What those clients keep, and what leaves them."""
+    method, (who, samples, result, own, keys, total) = host.method, taken
+    with timed(seconds, "train"):
+        whole = whole_of(method, broadcast, samples, result, own)
+    with timed(seconds, "aggregate"):
+        uploads = (whole_uploads(method, whole, samples.client, keys),) if whole else ()
     with timed(seconds, "store"):
         store = keep(host, who, broadcast, samples, result, whole)
-    up = upload_bytes(host.method, broadcast, samples, result)
+    up = upload_bytes(method, broadcast, samples, result)
     vectors: tuple[Uploads, ...] = ()
-    if group := host.method.grouping:
-        vectors = (vectors_of(host.method, group, host.config.seed, samples, result),)
-        up += grouping_bytes(host.method, group, vectors[0], result)
+    if group := method.grouping:
+        vectors = (vectors_of(method, group, host.config.seed, samples, result),)
+        up += grouping_bytes(method, group, vectors[0], result)
     kept = Trained(broadcast, samples, result) if group else None
-    report = TrainReport(total.compact(), len(who), up, seconds, uploads, vectors)
-    return replace(host, store=store, trained=kept, round=done), report
+    report = TrainReport(total.compact(), len(who), up, seconds, uploads, vectors, rejected, broadcast.round)
+    return replace(host, store=store, trained=kept), report
 
 
 def by_group(

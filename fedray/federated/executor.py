@@ -14,11 +14,12 @@ from jaxtyping import Int
 
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users, merged
-from fedray.federated import client_snapshots, clients
+from fedray.federated import client_snapshots, clients, rejections
 from fedray.federated.aggregate import ZERO, Aggregate, merge
-from fedray.federated.clients import ClientHost, Seconds, TrainReport
+from fedray.federated.clients import ClientHost, Seconds
 from fedray.federated.local_only import local_only
 from fedray.federated.method import Uploads
+from fedray.federated.reports import TrainReport, check_report
 from fedray.storage import Storage, Written
 from fedray.types import Broadcast, Split
 
@@ -84,8 +85,9 @@ class SerialExecutor:
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """See `Executor`."""
         done = [clients.train(h, broadcast, limit, targets) for h in self._hosts]
+        checked = [check_report(h.method, broadcast, h.data.client, report) for h, report in done]
         self._hosts = [h for h, _ in done]
-        return merge_reports((r for _, r in done), add)
+        return merge_reports(checked, add)
 
     def by_group(
         self, client: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
@@ -139,7 +141,9 @@ def merge_reports(reports: Iterable[TrainReport], join: Callable[[float, float],
     def both(a: TrainReport, b: TrainReport) -> TrainReport:
         seconds = merge_seconds(a.seconds, b.seconds, join)
         counts = a.clients + b.clients, a.bytes_up + b.bytes_up
-        return TrainReport(merge(a.total, b.total), *counts, seconds, a.uploads + b.uploads, a.vectors + b.vectors)
+        lists = a.uploads + b.uploads, a.vectors + b.vectors
+        rejected, round_ = rejections.both(a.rejected, b.rejected), max(a.round, b.round)
+        return TrainReport(merge(a.total, b.total), *counts, seconds, *lists, rejected, round_)
 
     return reduce(both, reports, TrainReport(ZERO, 0, 0, {}))
 

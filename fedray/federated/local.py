@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int
 
-from fedray.types import Arrays
+from fedray.types import Arrays, flat_index
 
 Phase = Mapping[str, float]
 """One update of a local step: parameter name -> learning rate. Parameters not named stay as they are."""
@@ -98,3 +98,13 @@ class LocalResult:
     loss: Float32[np.ndarray, " C"]
     toward: Arrays = field(default_factory=dict)
     ratio: Float32[np.ndarray, " C"] | None = None
+
+    def take(self, who: Int[np.ndarray, " k"], row_ptr: Int[np.ndarray, " C_plus_1"]) -> "LocalResult":
+        """What the clients at positions `who` have, in that order; row_ptr: as all of them have their rows."""
+        flat = flat_index(row_ptr, who)
+        dense, private, decay, toward = (
+            {k: v[who] for k, v in part.items()} for part in (self.dense, self.private, self.decay, self.toward)
+        )
+        ratio = None if self.ratio is None else self.ratio[who]
+        rows = {k: v[flat] for k, v in self.rows.items()}
+        return LocalResult(rows, dense, private, decay, self.loss[who], toward, ratio)

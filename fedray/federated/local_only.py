@@ -9,8 +9,9 @@ from functools import reduce
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
+from fedray.errors import NonFiniteLossError
 from fedray.evaluation.metrics import MetricSums
 from fedray.federated.clients import ClientHost, measure, samples_of
 from fedray.federated.kernels.linear import WIDTH
@@ -60,6 +61,7 @@ def _train_alone(host: ClientHost, who: Int[np.ndarray, " k"], own: Arrays, roun
         {k: _flat(own[k])[index] for k in method.pull},
     )
     result = train_clients(method, host.config.train, round_, start, samples)
+    require_finite(round_, samples.client, result.loss)
     new = {**own, **result.private, **result.dense}
     for k in method.row_tables:
         factor = (result.decay[k] + result.toward.get(k, 0.0)).astype(np.float32)  # its own table is its target
@@ -67,6 +69,17 @@ def _train_alone(host: ClientHost, who: Int[np.ndarray, " k"], own: Arrays, roun
             new[k] = own[k] * factor.reshape(-1, *[1] * (own[k].ndim - 1))
         _flat(new[k])[index] = result.rows[k]
     return new
+
+
+def require_finite(round_: int, client: Int[np.ndarray, " k"], loss: Float32[np.ndarray, " k"]) -> None:
+    """Nobody is refused here: a client that diverges alone ends the control, which is to say so."""
+    who = client[~np.isfinite(loss)]
+    if len(who):
+        raise NonFiniteLossError(
+            f"round {round_}: the loss of {len(who)} clients is not finite (clients {who[:5].tolist()} ...)",
+            "finite losses",
+            "Lower backbone.lr or the learning-rate scales.",
+        )
 
 
 def _flat(tables: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch.func import grad_and_value, vmap
 
 from fedray.config import TrainConfig
 from fedray.data.blocks import ClientBlock, RoundSamples, stack
-from fedray.errors import NonFiniteLossError, UnsupportedError
+from fedray.errors import UnsupportedError
 from fedray.federated import optimizers, soft
 from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Phase
 from fedray.federated.method import Batch, Method
@@ -29,7 +29,7 @@ def train_clients(
     samples: RoundSamples,
     device: str = "cpu",
 ) -> LocalResult:
-    """One round of local training. Raises `NonFiniteLossError` naming the clients."""
+    """One round of local training. Whether what came of it is of any use is not looked at here (see `admission`)."""
     plan = plan_of(method, config, round_)
     if compiled(method, config, device):
         assert method.kernel is not None
@@ -39,14 +39,6 @@ def train_clients(
     moving = tuple(k for k in method.row_tables if k not in method.fixed)
     decay, toward = untouched(moving, plan, samples)
     decay |= {k: np.ones(len(samples.client)) for k in method.fixed}
-    bad = ~np.isfinite(result.loss)
-    if bad.any():
-        who = samples.client[bad]
-        raise NonFiniteLossError(
-            f"round {round_}: the loss of {len(who)} clients is not finite (clients {who[:5].tolist()} ...)",
-            "finite losses",
-            "Lower backbone.lr or the learning-rate scales.",
-        )
     return replace(result, decay=decay, toward=toward, private=private_of(method, start, result))
 
 

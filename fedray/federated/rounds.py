@@ -19,14 +19,15 @@ import numpy as np
 
 from fedray.config import RunConfig
 from fedray.data.protocols import Protocol, rules_of
-from fedray.errors import TrainingError
+from fedray.errors import BadReportError, TrainingError
 from fedray.evaluation.ablation import Ablated
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users, metrics_in, with_group
-from fedray.federated import cohort
-from fedray.federated.clients import TrainReport, timed
+from fedray.federated import cohort, rejections
+from fedray.federated.clients import timed
 from fedray.federated.executor import Executor, Sums, merge_seconds
 from fedray.federated.method import VECTOR, Grouped, Method, Portrait, Uploads
+from fedray.federated.reports import TrainReport
 from fedray.federated.traits import TRAITS
 from fedray.types import Arrays, Broadcast, RoundReport, ServerState, Split
 
@@ -121,18 +122,30 @@ def step(run: Run, executor: Executor) -> tuple[Run, RoundReport]:
     total = (run.total_bytes[0] + down, run.total_bytes[1] + up)
     run = select(replace(run, state=state, broadcast=broadcast, total_bytes=total, targets=targets), sums, executor)
     seconds["round"] = time.perf_counter() - begun
-    metrics = {"train/loss": mean_loss(trained), **numbers, **flat(sums)}
-    return run, RoundReport(state.round, metrics, seconds, down, up, trained.clients)
+    refused = {f"fed/rejected_{reason}": float(r.number) for reason, r in trained.rejected.items()}
+    metrics = {"train/loss": mean_loss(trained), **numbers, **flat(sums), **refused}
+    rejected = rejections.counted(trained.rejected)
+    return run, RoundReport(state.round, metrics, seconds, down, up, trained.clients, clients_rejected=rejected)
 
 
 def train_round(run: Run, executor: Executor) -> tuple[TrainReport, int]:
-    """The cohort's summed report, and the bytes that went down."""
+    """The cohort's summed report, and the bytes that went down (to clients that are refused: none, as none came up)."""
     state, train = run.state, run.config.train
     limit = cohort.threshold(run.config.seed, state.round, executor.clients, train.clients_per_round)
     down = run.broadcast.params
     trained = executor.train(run.broadcast, limit, run.targets)
+    require_sound(run, len(executor.clients), trained)
     personal = sum(down[k].nbytes for k in run.method.pull) * with_target(run.targets, trained)
     return trained, personal + trained.clients * sent(run.method, down)
+
+
+def require_sound(run: Run, n_clients: int, trained: TrainReport) -> None:
+    """Nobody reported twice, and not so many were refused that the rest stands for nobody. Decided here, of the sum:
+    how clients are packed has no say."""
+    train, seen = run.config.train, trained.clients + rejections.counted(trained.rejected)
+    if seen > (asked := cohort.cohort_size(n_clients, train.clients_per_round)):
+        raise BadReportError(f"round {run.state.round}: reports of {seen} clients", f"at most {asked}, each once")
+    rejections.require_enough(run.state.round, trained.clients, trained.rejected, train.max_rejected)
 
 
 def sent(method: Method, down: Arrays) -> int:

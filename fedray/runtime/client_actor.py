@@ -24,9 +24,10 @@ from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users
 from fedray.federated import client_snapshots, clients
 from fedray.federated.aggregate import Aggregate
-from fedray.federated.clients import ClientHost, Seconds, TrainReport
+from fedray.federated.clients import ClientHost, Seconds
 from fedray.federated.local_only import local_only
 from fedray.federated.method import Uploads
+from fedray.federated.reports import TrainReport
 from fedray.methods import build
 from fedray.storage import Storage, Written
 from fedray.types import Arrays, Broadcast, ClientData, FeatureNames, Split

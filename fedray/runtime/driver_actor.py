@@ -38,8 +38,9 @@ class DriverActor:
         """Whose run this is (see `ClientActor.begin`). features: the items' content, or None."""
         config, checkpoints = self._about
         most = config.runtime.max_restarts if config.runtime.recovery == "exact" else 0
-        executor = RayExecutor(actors, clients, births, most)
-        self._made = Coordinator(config, build(config, n_items, features), executor, checkpoints)
+        method = build(config, n_items, features)
+        executor = RayExecutor(actors, clients, method, births, most)
+        self._made = Coordinator(config, method, executor, checkpoints)
 
     @property
     def _coordinator(self) -> Coordinator:

@@ -15,9 +15,10 @@ from fedray.errors import ActorLostError, FedrayError
 from fedray.evaluation.metrics import MetricSums
 from fedray.evaluation.users import Users
 from fedray.federated.aggregate import Aggregate
-from fedray.federated.clients import Seconds, TrainReport
+from fedray.federated.clients import Seconds
 from fedray.federated.executor import Sums, merge_groups, merge_reports, merge_sums, merge_users
-from fedray.federated.method import Uploads
+from fedray.federated.method import Method, Uploads
+from fedray.federated.reports import TrainReport, check_report
 from fedray.runtime.failures import Failures, recoverable
 from fedray.storage import Storage, Written
 from fedray.types import Arrays, Broadcast, Split
@@ -36,18 +37,21 @@ class Trained:
 
 class RayExecutor:
     """Runs rounds on `ClientActor`s that somebody else owns. Sums are exact, so in which order they land, and how
-    often they are made, cannot matter. births: what each actor is told first (see `ClientActor.begin`)."""
+    often they are made, cannot matter: to one request each actor's one answer is summed, and what else it may have
+    answered before it was lost is never read. births: what each actor is told first (see `ClientActor.begin`)."""
 
     def __init__(
         self,
         actors: Sequence[Any],
         clients: Int[np.ndarray, " n"],
+        method: Method,
         births: Sequence[Sequence[Any]] = (),
         most_restarts: int = 0,
     ) -> None:
         self._actors, self._births = list(actors), births
+        self._method = method
         self._put: tuple[Arrays, Any] | None = None
-        self._members: list[Any] = []
+        self._known: dict[int, Any] = {}
         self._failures = Failures(most_restarts)
         self._since: list[Trained] = []
         self._at: tuple[Storage, Sequence[Written]] = (Storage(""), ())
@@ -64,16 +68,24 @@ class RayExecutor:
         """See `federated.executor.Executor`."""
         own = self._split(targets) if targets else [None] * len(self._actors)
         now = Trained(self._ref(broadcast), broadcast.round, limit, own)
-        done = merge_reports(self._each(lambda a, i: a.train.remote(now.params, now.round, limit, own[i])), max)
+        members = self._members()
+        landing = self._landing(lambda a, i: a.train.remote(now.params, now.round, limit, own[i]))
+        done = merge_reports((check_report(self._method, broadcast, members[i], r) for i, r in landing), max)
         self._since.append(now)
         self._round = broadcast.round + 1
         return done
 
     def _split(self, targets: Uploads) -> list[Any]:
         """Each actor's part, in the object store: no client gets what was made for another's actor."""
-        self._members = self._members or [get(a.members.remote()) for a in self._actors]
-        mine = [np.flatnonzero(np.isin(targets.client, m)) for m in self._members]
+        known = self._members()
+        mine = [np.flatnonzero(np.isin(targets.client, known[i])) for i in range(len(self._actors))]
         return [ray.put(Uploads(targets.client[i], {k: v[i] for k, v in targets.tables.items()})) for i in mine]
+
+    def _members(self) -> dict[int, Any]:
+        """The ids of each actor's clients, asked for once."""
+        if not self._known:
+            self._known = dict(self._landing(lambda a, _: a.members.remote()))
+        return self._known
 
     def by_group(
         self, client: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
@@ -137,7 +149,14 @@ class RayExecutor:
         return self._put[1]
 
     def _each(self, call: Callable[[Any, int], Any]) -> Iterator[Any]:
-        """What each actor answers, as it lands. A lost one is restored meanwhile, and asked again."""
+        """`_landing`, whoever answers."""
+        for _, answer in self._landing(call):
+            yield answer
+            del answer
+
+    def _landing(self, call: Callable[[Any, int], Any]) -> Iterator[tuple[int, Any]]:
+        """What each actor answers, as it lands. A lost one is restored meanwhile, and asked again: what it may answer
+        to the first request after all is nobody's."""
         waiting = {call(a, i): i for i, a in enumerate(self._actors)}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
@@ -149,7 +168,7 @@ class RayExecutor:
                 waiting[call(self._actors[i], i)] = i
                 continue
             self._restoring.pop(i, None)
-            yield answer
+            yield i, answer
             del answer, done
 
     def _restore_one(self, i: int, error: FedrayError) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fedray.evaluation.metrics import MetricSums
 from fedray.federated import rounds
 from fedray.federated.aggregate import ZERO, merge, sum_scalars
-from fedray.federated.clients import TrainReport
+from fedray.federated.reports import TrainReport
 from fedray.methods import build
 from tests.evaluation.naive import clients
 from tests.helpers import FCF, METHODS, executor, run, tiny_config, tiny_data

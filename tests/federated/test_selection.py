@@ -7,7 +7,7 @@ from fedray.data.protocols import rules_of
 from fedray.evaluation.metrics import MetricSums
 from fedray.federated import rounds
 from fedray.federated.aggregate import ZERO, merge, sum_scalars
-from fedray.federated.clients import TrainReport
+from fedray.federated.reports import TrainReport
 from fedray.methods import build
 from tests.helpers import FCF, METHODS, run, tiny_config, tiny_data
 

@@ -7,10 +7,11 @@ from fedray.config import make_config
 from fedray.errors import OutOfRangeError, UnsupportedError
 from fedray.federated import clients, rounds
 from fedray.federated.aggregate import ZERO
-from fedray.federated.clients import TrainReport, own_targets, samples_of
+from fedray.federated.clients import own_targets, samples_of
 from fedray.federated.cohort import EVERYONE
 from fedray.federated.local_training import plan_of
 from fedray.federated.method import Uploads
+from fedray.federated.reports import TrainReport
 from fedray.methods import build
 from fedray.methods.backbones.gpfedrec import Config, neighbours_mean
 from fedray.types import Broadcast, ServerState

@@ -122,7 +122,7 @@ def test_one_put_and_one_call_per_actor_a_round(ray_cluster, monkeypatch):
     config = tiny_config(FCF, runtime={"actors": 2})
     puts = []
     with crew_of(config) as crew:
-        executor = RayExecutor(crew.clients, DATA.client)
+        executor = RayExecutor(crew.clients, DATA.client, build(config, DATA.n_items))
         real = ray.put
         monkeypatch.setattr(ray, "put", lambda value: puts.append(1) or real(value))
         state = rounds.start(config, build(config, DATA.n_items))

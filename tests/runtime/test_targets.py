@@ -36,7 +36,7 @@ def test_targets_reach_the_actor_of_their_client_alone(ray_cluster, monkeypatch)
     put, real = [], ray.put
     config = config_of(2)
     with crew_of(config, DATA) as crew:
-        executor = RayExecutor(crew.clients, DATA.client)
+        executor = RayExecutor(crew.clients, DATA.client, build(config, DATA.n_items))
         homes = [set(get(a.members.remote()).tolist()) for a in crew.clients]
         state, _ = rounds.step(rounds.start(config, build(config, DATA.n_items)), executor)
         monkeypatch.setattr(ray, "put", lambda value: put.append(value) or real(value))

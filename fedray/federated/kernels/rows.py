@@ -51,6 +51,42 @@ def add_row_deltas(
 
 
 @numba.njit(cache=True, nogil=True)
+def ascending(row_ptr: np.ndarray, rows: np.ndarray, n_rows: int) -> np.ndarray:
+    """[C] bool: whether a client's rows are ids of a table of n_rows, each above the one before."""
+    out = np.empty(len(row_ptr) - 1, np.bool_)
+    for c in range(len(out)):
+        fine, last = True, np.int64(-1)
+        for r in range(row_ptr[c], row_ptr[c + 1]):
+            fine &= last < rows[r]
+            last = np.int64(rows[r])
+        out[c] = fine and last < n_rows
+    return out
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def update_sizes(
+    table: np.ndarray, rows: np.ndarray, trained: np.ndarray, row_ptr: np.ndarray, decay: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each client's deltas trained - decay_c table[rows]: the largest size (infinite where one is not finite) and
+    the squared L2 norm. trained [R, d]."""
+    n, d = len(row_ptr) - 1, trained.shape[1]
+    most, square = np.zeros(n), np.zeros(n)
+    largest, total = np.empty(d), np.empty(d)  # by column, so that the loop vectorises
+    for c in range(n):
+        keep = decay[c]
+        largest[:], total[:] = 0.0, 0.0
+        for r in range(row_ptr[c], row_ptr[c + 1]):
+            base, new = table[rows[r]], trained[r]
+            for j in range(d):
+                x = np.float64(new[j]) - keep * np.float64(base[j])
+                largest[j] = max(largest[j], abs(x))
+                total[j] += x * x  # stays NaN once it is
+        square[c] = total.sum()
+        most[c] = largest.max() if d and np.isfinite(square[c]) else (np.inf if d else 0.0)
+    return most, square
+
+
+@numba.njit(cache=True, nogil=True)
 def gather_own(
     ptr: np.ndarray,
     rows: np.ndarray,
