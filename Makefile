@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-ALONE := tests/bench tests/e2e tests/runtime tests/tracking  # they start clusters and servers, or measure time
+ALONE := tests/bench tests/runtime tests/tracking  # they ask Ray for all there is, or measure time
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench bench-quality clean
+.PHONY: help setup run test check format bench bench-quality bench-chaos clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -38,6 +38,9 @@ bench: $(STAMP)  ## seconds per stage and ratios to the naive loop: a table and 
 
 bench-quality: $(STAMP) ## rerun the published matrix over seeds; rewrite the README's results (goes on where it stopped)
 	$(BIN)/python -m tests.bench.quality
+
+bench-chaos: $(STAMP) ## kill actors and nodes 40 times over a run, and compare to the bit: a table
+	$(BIN)/python -m tests.bench.chaos
 
 clean:           ## remove .venv and caches (never your runs)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,13 +4,14 @@ On Ray the driver actor may die as any other: it is started again, goes back to 
 and rounds that were seen already are not shown again. They are the same to the bit.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fedray.config import RunConfig
-from fedray.errors import FedrayError
+from fedray.errors import FedrayError, FedrayWarning
 from fedray.evaluation import users
 from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
@@ -19,12 +20,13 @@ from fedray.federated.rounds import Outcome
 from fedray.runtime import session
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.coordinator import Coordinator
-from fedray.runtime.executor import get
+from fedray.runtime.executor import answered, get
 from fedray.runtime.failures import Failures
 from fedray.runtime.plan import Plan
 from fedray.types import ClientData, ItemFeatures, RoundReport
 
 T = TypeVar("T")
+LONG_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Driver:
 
     def resume(self) -> Sequence[RoundReport]:
         """From the newest checkpoint; what the rounds before it said."""
-        past, self._last = get(self._actor.resume.remote(self._restarts))
+        past, self._last = waited(self._actor.resume.remote(self._restarts))
         self._at = past[-1].round if past else 0
         self._seen = max(self._seen, self._at)
         return past
@@ -109,7 +111,7 @@ class Driver:
     def rounds(self) -> Iterator[RoundReport]:
         """Those that are left, each once."""
         while not self._last:
-            report, self._last = self._or_resumed(lambda: get(self._actor.step.remote(self._at)), (None, False))
+            report, self._last = self._or_resumed(lambda: waited(self._actor.step.remote(self._at)), (None, False))
             if report is None:
                 continue
             self._at, self._restarts = report.round, report.restarts
@@ -135,6 +137,18 @@ class Driver:
             get(self._actor.begin.remote(*self._birth))
             self.resume()
             return otherwise
+
+
+def waited(ref: Any) -> Any:
+    """`get`, which says so where it takes long: an actor may be waiting for room."""
+    while not answered(ref, LONG_S):
+        free = session.resources_free()
+        warnings.warn(
+            f"no answer for {LONG_S:.0f} s: a long round, or actors that wait to be started again ({free} free)",
+            FedrayWarning,
+            stacklevel=2,
+        )
+    return get(ref)
 
 
 def copied(outcome: Outcome) -> Outcome:

@@ -200,6 +200,11 @@ def as_they_land(refs: list[Any]) -> Iterator[Any]:
         yield get(done.pop())
 
 
+def answered(ref: Any, timeout_s: float) -> bool:
+    """Whether there is an answer within that time."""
+    return bool(ray.wait([ref], timeout=timeout_s)[0])
+
+
 def get(ref: Any) -> Any:
     """`ray.get` with fedray's errors: what an actor raised on purpose comes back as itself."""
     try:

@@ -96,6 +96,12 @@ def resources() -> Resources:
     return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), memory, tuple(n for n in nodes if n > 0))
 
 
+def resources_free() -> str:
+    """What nobody uses on the connected cluster, in words."""
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+
+
 def local_resources() -> Resources:
     """What this machine, or the container round this process, has free, without starting Ray."""
     import torch

@@ -37,10 +37,9 @@ def main(args: list[str]) -> None:
         found, times, restarts, left = disturbed(folder, nodes, kills)
     shutil.rmtree(folder)
     same = {k: equal(found[k], expected[k]) for k in expected}
+    done = sum(len(times[k]) for k in KINDS)
     print(table(times))
-    print(
-        f"\n{sum(map(len, times.values()))} kills, {restarts} restarts; the same bits: {json.dumps(same)}; left: {left}"
-    )
+    print(f"\n{done} kills, {restarts} restarts; the same bits: {json.dumps(same)}; left: {left}")
     if not all(same.values()) or left:
         raise SystemExit(1)
 
@@ -106,10 +105,10 @@ class Nodes:
         ray.shutdown()
         self.cluster.shutdown()
 
-    def kill_one(self, which: int) -> None:
-        """And start another."""
-        self.cluster.remove_node(self.workers[which], allow_graceful=False)
-        self.workers[which] = self.cluster.add_node(num_cpus=1)
+    def replaced(self, which: int) -> Any:
+        """A node, which another takes the place of; to be killed."""
+        old, self.workers[which] = self.workers[which], self.cluster.add_node(num_cpus=1)
+        return old
 
 
 def cluster() -> Nodes:
@@ -137,13 +136,15 @@ def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], di
         while len(reports) < ROUNDS:
             kind = KINDS[rng.randrange(len(KINDS))] if len(reports) in when else ""
             if kind:
-                soon = threading.Thread(target=kill, args=(kind, pids(kind, crew, get), nodes, rng))
+                node = nodes.replaced(rng.randrange(2)) if kind == "a node" else None
+                soon = threading.Thread(target=kill, args=(pids(kind, crew, get), nodes, node, rng.random() * 0.02))
                 soon.start()
             begun = time.perf_counter()
             reports.append(next(rounds))
             (times[kind] if kind else quiet).append(time.perf_counter() - begun)
             if kind:
                 soon.join()
+                print(f"round {len(reports)}: {kind}, {times[kind][-1]:.1f} s", file=sys.stderr, flush=True)
         found = numbers(reports, driver.asked("finish"), driver.asked("save", f"{folder}/ray"))
     usual = statistics.median(quiet)
     lost = {kind: [max(0.0, t - usual) for t in times[kind]] for kind in KINDS}
@@ -160,11 +161,11 @@ def pids(kind: str, crew: Any, get: Any) -> list[int]:
     return alive if kind == "all clients" else alive[:1]
 
 
-def kill(kind: str, whom: list[int], nodes: Nodes, rng: random.Random) -> None:
+def kill(whom: list[int], nodes: Nodes, node: Any, wait_s: float) -> None:
     """A little into the round."""
-    time.sleep(rng.random() * 0.05)
-    if kind == "a node":
-        nodes.kill_one(rng.randrange(2))
+    time.sleep(wait_s)
+    if node is not None:
+        nodes.cluster.remove_node(node, allow_graceful=False)
     for pid in whom:
         os.kill(pid, signal.SIGKILL)
 
