@@ -32,6 +32,8 @@ class Executor(Protocol):
     clients: Int[np.ndarray, " n"]
     restarts: int
     """Hosts that were lost so far, and made again."""
+    kept_bytes: int
+    """Of what went down since the last checkpoint, kept to do the rounds again."""
 
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None) -> TrainReport:
         """One round of local training on the cohort; the sum of its uploads. targets: see `clients.train`."""
@@ -79,7 +81,7 @@ class SerialExecutor:
         torch.set_num_threads(1)
         self._hosts = list(hosts)
         self._made = [(h.config, h.method, h.data, h.device) for h in self._hosts]
-        self.restarts = 0
+        self.restarts = self.kept_bytes = 0
         self.clients = np.sort(np.concatenate([h.data.client for h in self._hosts]))
 
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:

@@ -17,8 +17,8 @@ from fedray.types import Arrays, RoundReport
 
 SHARE, LEAST_ROUNDS, FIRST_COST_S = 0.05, 10, 1.0
 """Of the time; between two; what the first one is expected to cost."""
-MOST_BYTES = 1 << 29
-"""Of broadcasts since the last checkpoint: the executor keeps them, to do the rounds again."""
+MOST_BYTES = 1 << 30
+"""That the executor may keep since the last checkpoint, to do the rounds again."""
 
 
 class Coordinator:
@@ -62,11 +62,11 @@ class Coordinator:
             return False
         if last:
             return self._checkpoints.last
+        if self._executor.kept_bytes > MOST_BYTES:
+            return True
         if self._checkpoints.every != "auto":
             return self._run.state.round % self._checkpoints.every == 0
-        sent = sum(v.nbytes for v in self._run.broadcast.params.values()) * len(self._unsaved)
-        late = self._clock * SHARE >= self._cost or sent > MOST_BYTES
-        return late and len(self._unsaved) >= LEAST_ROUNDS
+        return self._clock * SHARE >= self._cost and len(self._unsaved) >= LEAST_ROUNDS
 
     def commit(self) -> int:
         """A checkpoint of the last finished round, unless there is one: its round. Where it cannot be written (a full

@@ -21,6 +21,7 @@ from fedray.methods import build
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.coordinator import Coordinator
 from fedray.runtime.executor import RayExecutor
+from fedray.runtime.metrics import RunMetrics
 from fedray.types import Arrays, Broadcast, RoundReport
 
 
@@ -31,6 +32,7 @@ class DriverActor:
         torch.set_num_threads(1)  # as everywhere: the bits of a product may depend on it
         self._about = config, checkpoints
         self._made: Coordinator | None = None
+        self._metrics = RunMetrics(checkpoints.identity.run_id if checkpoints else config.name)
 
     def begin(
         self, actors: Sequence[Any], births: Sequence[Sequence[Any]], clients: np.ndarray, n_items: int, features: Any
@@ -52,7 +54,9 @@ class DriverActor:
         """The round after so many (or whatever is the next), and whether it was the last."""
         if (here := self._coordinator.run.state.round) != (here if after is None else after):
             raise OutOfStepError(f"the driver is after round {here}", f"it to be after round {after}")
-        return self._coordinator.step()
+        report, last = self._coordinator.step()
+        self._metrics.note(report)
+        return report, last
 
     def pid(self) -> int:
         """Its process."""

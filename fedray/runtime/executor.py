@@ -32,6 +32,7 @@ class Trained:
     round: int
     limit: np.uint64
     targets: list[Any]
+    size: int
     kept: list[str] = field(default_factory=list)
 
 
@@ -60,6 +61,11 @@ class RayExecutor:
         self.clients = clients
 
     @property
+    def kept_bytes(self) -> int:
+        """See `Executor`."""
+        return sum(t.size for t in self._since)
+
+    @property
     def restarts(self) -> int:
         """See `Executor`."""
         return self._failures.restarts
@@ -67,7 +73,8 @@ class RayExecutor:
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """See `federated.executor.Executor`."""
         own = self._split(targets) if targets else [None] * len(self._actors)
-        now = Trained(self._ref(broadcast), broadcast.round, limit, own)
+        tables = (*broadcast.params.values(), *(targets.tables.values() if targets else ()))
+        now = Trained(self._ref(broadcast), broadcast.round, limit, own, sum(v.nbytes for v in tables))
         members = self._members()
         landing = self._landing(lambda a, i: a.train.remote(now.params, now.round, limit, own[i]))
         done = merge_reports((check_report(self._method, broadcast, members[i], r) for i, r in landing), max)
@@ -210,7 +217,7 @@ def get(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except exceptions.RayTaskError as error:
-        if isinstance(error.cause, FedrayError):
+        if isinstance(error.cause, FedrayError | OSError):  # OSError: a full disk, where an actor writes
             raise error.cause from None
         raise
     except exceptions.RayError as error:

@@ -159,3 +159,26 @@ def test_what_leaves_an_actor_has_no_client_axis(ray_cluster):
     assert set(total.rows) == {"item_embedding"} and not total.dense
     assert total.rows["item_embedding"].values.shape == (DATA.n_items, 8)
     assert all(isinstance(v, int) for v in total.scalars.values())
+
+
+def test_prometheus_sees_rounds_clients_bytes_and_no_client(ray_cluster):
+    import urllib.request
+
+    config = tiny_config(runtime={"actors": 2}).model_copy(update={"name": "watched"})
+    with crew_of(config) as crew:
+        for _ in range(3):
+            get(crew.driver.step.remote())
+        (node,) = ray_cluster.nodes()
+        page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+        def lines():
+            with urllib.request.urlopen(page, timeout=5) as answer:
+                text = answer.read().decode()
+            return [line for line in text.splitlines() if "fedray_" in line and 'run="watched"' in line]
+
+        wait_until(lambda: any("fedray_round{" in line and line.endswith(" 3.0") for line in lines()), 40)
+        found = lines()
+    names = {line.split("{")[0].removeprefix("ray_") for line in found}
+    assert {"fedray_clients_total", "fedray_bytes_total", "fedray_round_seconds_count"} <= names
+    assert any('outcome="ok"' in line and line.endswith(f" {3 * len(DATA)}.0") for line in found)
+    assert not any("client=" in line or "round=" in line for line in found)

@@ -183,3 +183,15 @@ def test_the_clients_of_a_restored_actor_are_the_same_ones(ray_cluster, tmp_path
         next(rounds)
         for old, actor in zip(before, crew.clients, strict=True):
             np.testing.assert_array_equal(old, get(actor.members.remote()))
+
+
+def test_a_disk_that_is_full_where_an_actor_writes_comes_back_as_itself(ray_cluster):
+    import errno
+
+    @ray_cluster.remote
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        get(full.remote())
+    assert caught.value.strerror == "No space left on device" and caught.value.errno == errno.ENOSPC
