@@ -165,6 +165,6 @@ def ray_rounds(data_name: str, repeats: int) -> dict[str, float]:
             took = [get(crew.driver.step.remote())[0].seconds["round"] for _ in range(repeats + 1)]
             empty = get(crew.driver.overhead.remote(50))
             limit = cohort.EVERYONE
-            RayExecutor(crew.clients, data.client, method).train(Broadcast(999, method.init_server(0)), limit)
+            RayExecutor(crew.clients, data.client, method).train(Broadcast(repeats + 1, method.init_server(0)), limit)
     ray = statistics.median(took[1:])
     return {"serial_s": serial, "ray_2_actors_s": ray, "speedup": serial / ray, "empty_round_s": empty}

@@ -132,7 +132,12 @@ def place(request):
 def follow(folder, name, place):
     command = [sys.executable, "-m", "fedray.cli", "logs", name, "--follow", *place]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env=IN, text=True, **pipes)
+    return subprocess.Popen(command, cwd=folder, env=IN, text=True, preexec_fn=hears_ctrl_c, **pipes)
+
+
+def hears_ctrl_c():
+    """Also where the tests themselves were started in the background, and ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_run_is_submitted_followed_stopped_and_resumed_alike(fedray, folder, place, tmp_path):
