@@ -217,15 +217,26 @@ def get(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except exceptions.RayTaskError as error:
-        if isinstance(error.cause, FedrayError | OSError):  # OSError: a full disk, where an actor writes
+        if isinstance(error.cause, FedrayError) or _of_a_file(error.cause):
             raise error.cause from None
+        if isinstance(error.cause, OSError):  # Ray's own word in an actor whose node is going down
+            raise _lost(error) from error
         raise
     except exceptions.RayError as error:
-        raise ActorLostError(
-            f"an actor was lost ({type(error).__name__}): {_cause(error)}",
-            "all actors alive to the end",
-            "Look at the memory of the machine and at `ray logs`; then go on from the last checkpoint.",
-        ) from error
+        raise _lost(error) from error
+
+
+def _of_a_file(error: Exception) -> bool:
+    """A disk that is full where an actor writes, say: these have a number, Ray's have none."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _lost(error: Exception) -> ActorLostError:
+    return ActorLostError(
+        f"an actor was lost ({type(error).__name__}): {_cause(error)}",
+        "all actors alive to the end",
+        "Look at the memory of the machine and at `ray logs`; then go on from the last checkpoint.",
+    )
 
 
 def _cause(error: Exception) -> str:

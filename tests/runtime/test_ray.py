@@ -90,7 +90,8 @@ def test_literal_mode_is_one_live_actor_per_client(ray_cluster):
     config = tiny_config(PFEDREC, runtime={"clients_per_actor": 1})
     with crew_of(config, data) as crew:
         held = [get(a.ready.remote())["clients"] for a in crew.clients]
-        alive = list_actors(filters=[("class_name", "=", "ClientActor"), ("state", "=", "ALIVE")])
+        here, wanted = ray_cluster.get_runtime_context().gcs_address, [("class_name", "=", "ClientActor")]
+        alive = list_actors(address=here, filters=[*wanted, ("state", "=", "ALIVE")])
         assert held == [1] * 8 and len(alive) == 8 and len({a.pid for a in alive}) == 8
         report, _ = get(crew.driver.step.remote())
     _, serial, _, _ = run(config, data)
@@ -102,7 +103,8 @@ def test_no_actor_stays_behind_and_resources_come_back(ray_cluster):
 
     with pytest.raises(KeyboardInterrupt), crew_of(tiny_config(runtime={"actors": 2})):
         raise KeyboardInterrupt
-    wait_until(lambda: not list_actors(filters=[("state", "=", "ALIVE")]))
+    here = ray_cluster.get_runtime_context().gcs_address
+    wait_until(lambda: not list_actors(address=here, filters=[("state", "=", "ALIVE")]))
     wait_until(lambda: ray_cluster.available_resources().get("CPU") == ray_cluster.cluster_resources()["CPU"])
 
 

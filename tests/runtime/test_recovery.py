@@ -15,6 +15,7 @@ from fedray.methods import build
 from fedray.runtime import session
 from fedray.runtime.checkpoint import Go, opened
 from fedray.runtime.executor import get
+from fedray.runtime.failures import recoverable
 from fedray.runtime.plan import make_plan
 from tests.helpers import FCF, PFEDREC, run, tiny_config, tiny_data, tiny_features
 
@@ -192,6 +193,13 @@ def test_a_disk_that_is_full_where_an_actor_writes_comes_back_as_itself(ray_clus
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    @ray_cluster.remote
+    def without_a_node():
+        raise OSError("Broken pipe")  # as Ray says it, from within
+
+    with pytest.raises(ActorLostError, match="Broken pipe") as lost:
+        get(without_a_node.remote())
+    assert recoverable(lost.value)
     with pytest.raises(OSError, match="No space left") as caught:
         get(full.remote())
     assert caught.value.strerror == "No space left on device" and caught.value.errno == errno.ENOSPC
