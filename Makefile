@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-ALONE := tests/bench tests/runtime tests/tracking  # they ask Ray for all there is, or measure time
+ALONE := tests/bench  # they measure time
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check format bench bench-quality bench-chaos clean

@@ -241,5 +241,7 @@ def _lost(error: Exception) -> ActorLostError:
 
 def _cause(error: Exception) -> str:
     """The last line of what Ray knows: for an error in an actor's start that is the error itself."""
+    if isinstance(error, exceptions.RayTaskError):
+        return str(error.cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no details"]
     return lines[-1] if "creation task" in lines[0] else lines[0]
