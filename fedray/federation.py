@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from fedray.config import RunConfig
 from fedray.errors import FedrayError, FedrayWarning
@@ -21,11 +21,10 @@ from fedray.runtime import session
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.coordinator import Coordinator
 from fedray.runtime.executor import answered, get
-from fedray.runtime.failures import Failures
+from fedray.runtime.failures import Failures, most_restarts
 from fedray.runtime.plan import Plan
 from fedray.types import ClientData, ItemFeatures, RoundReport
 
-T = TypeVar("T")
 LONG_S = 60.0
 
 
@@ -97,46 +96,62 @@ class Driver:
 
     def __init__(self, crew: session.Crew, config: RunConfig) -> None:
         self._actor, self._birth = crew.driver, crew.birth
-        self._failures = Failures(config.runtime.max_restarts if config.runtime.recovery == "exact" else 0)
+        self._failures = Failures(most_restarts(config))
         self._at = self._seen = self._restarts = 0
         self._last = False
 
     def resume(self) -> Sequence[RoundReport]:
         """From the newest checkpoint; what the rounds before it said."""
-        past, self._last = waited(self._actor.resume.remote(self._restarts))
-        self._at = past[-1].round if past else 0
-        self._seen = max(self._seen, self._at)
+        try:
+            past = self._resumed()
+        except FedrayError as error:
+            past = self._again(error)
+        self._seen = self._at
         return past
 
     def rounds(self) -> Iterator[RoundReport]:
         """Those that are left, each once."""
         while not self._last:
-            report, self._last = self._or_resumed(lambda: waited(self._actor.step.remote(self._at)), (None, False))
-            if report is None:
-                continue
-            self._at, self._restarts = report.round, report.restarts
-            if self._at > self._seen:
-                self._seen = self._at
-                yield report
+            for report in self._step():
+                self._restarts = max(self._restarts, report.restarts)
+                if report.round > self._seen:
+                    self._seen = report.round
+                    yield report
 
     def asked(self, what: str, *args: Any) -> Any:
         """What the driver does after the last round."""
         while True:
-            answer = self._or_resumed(lambda: (get(getattr(self._actor, what).remote(*args)),), None)
-            if answer is not None:
-                return answer[0]
+            try:
+                return get(getattr(self._actor, what).remote(*args))
+            except FedrayError as error:
+                self._again(error)
             for _ in self.rounds():
                 pass
 
-    def _or_resumed(self, ask: Callable[[], T], otherwise: T) -> T:
+    def _step(self) -> Sequence[RoundReport]:
+        """What the next round says; or, after a death, all up to the checkpoint: its last may not have arrived."""
         try:
-            return ask()
+            report, self._last = waited(self._actor.step.remote(self._at))
         except FedrayError as error:
+            return self._again(error)
+        self._at = report.round
+        return (report,)
+
+    def _again(self, error: FedrayError) -> Sequence[RoundReport]:
+        """The driver back at its last checkpoint, should it die on the way, too."""
+        while True:
             self._failures.note(error)
             self._restarts += 1
-            get(self._actor.begin.remote(*self._birth))
-            self.resume()
-            return otherwise
+            try:
+                get(self._actor.begin.remote(*self._birth))
+                return self._resumed()
+            except FedrayError as another:
+                error = another
+
+    def _resumed(self) -> Sequence[RoundReport]:
+        past, self._last = waited(self._actor.resume.remote(self._restarts))
+        self._at = past[-1].round if past else 0
+        return past
 
 
 def waited(ref: Any) -> Any:

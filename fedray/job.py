@@ -156,7 +156,8 @@ def train(
         made, text = job.dataset.features, planning.render(plan, config)
         tags = {"fedray.features_fingerprint": made.fingerprint} if made else {}
         about_run = config, config.method_name(), describe(job.dataset), tags, parent, text
-        run_id = tracker.start(RunStart(*about_run, run_id=go.run_id, resume=go.resume))
+        own_id = checkpoints.identity.run_id if checkpoints else go.run_id
+        run_id = tracker.start(RunStart(*about_run, run_id=own_id, resume=go.resume))
         end = RunEnd("KILLED")
         try:
             result = _tracked(job, plan, tracker, run_id, console, save, begun, checkpoints, go.resume, stop)
@@ -237,9 +238,9 @@ def resumable(console: Console, checkpoints: Checkpoints | None, clients: Federa
     except (Exception, Terminated) as error:
         if checkpoints and isinstance(error, StoppedBetweenRounds):
             clients.commit()
-        if checkpoints and not isinstance(error, ConfigError) and (found := checkpoints.newest()):
+        if checkpoints and not isinstance(error, ConfigError) and (last := checkpoints.last_round()):
             run = checkpoints.identity.run_id
-            say(console, f"to go on after round {found.round}, add: --run-id {run} --resume-or-start")
+            say(console, f"to go on after round {last}, add: --run-id {run} --resume-or-start")
         raise
 
 

@@ -111,6 +111,10 @@ class Checkpoints:
                 warnings.warn(text, FedrayWarning, stacklevel=2)
         return None
 
+    def last_round(self) -> int:
+        """Of the newest checkpoint, by its name; 0 where there is none. Whether it is whole, `newest` says."""
+        return max((int(n.removeprefix(PREFIX)) for n in self._folders()), default=0)
+
     def reports(self, until: int) -> list[RoundReport]:
         """What the rounds up to that one said; what later ones said is removed."""
         folder, found = self.storage.under(REPORTS), list[RoundReport]()
@@ -189,9 +193,9 @@ def opened(config: RunConfig, data: str, device: str, go: Go) -> Checkpoints | N
     identity = Identity(run_id, config.fingerprint(), data, flatten(config), environment(device))
     place = Storage.at(wanted.path).under(run_id)
     found = Checkpoints(place, identity, wanted.every, wanted.keep, bool(go.run_id))
-    if not go.resume and go.run_id and (last := found.newest()):
+    if not go.resume and go.run_id and (last := found.last_round()):
         raise ResumeError(
-            f"run {run_id} is there already, up to round {last.round}",
+            f"run {run_id} is there already, up to round {last}",
             "another --run-id, or --resume-or-start to go on with it",
             where=found.storage.url,
         )

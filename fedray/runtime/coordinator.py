@@ -53,7 +53,8 @@ class Coordinator:
         if self._due(last):
             with timed(seconds, "checkpoint"):
                 self.commit()
-            self._cost, self._clock = seconds["checkpoint"], 0.0
+            failed = self.last is None or self.last.round < report.round  # not again at once
+            self._cost, self._clock = max(seconds["checkpoint"], FIRST_COST_S * failed), 0.0
         return replace(report, seconds=seconds), last
 
     def _due(self, last: bool) -> bool:

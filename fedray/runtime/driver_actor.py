@@ -21,6 +21,7 @@ from fedray.methods import build
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.coordinator import Coordinator
 from fedray.runtime.executor import RayExecutor
+from fedray.runtime.failures import most_restarts
 from fedray.runtime.metrics import RunMetrics
 from fedray.types import Arrays, Broadcast, RoundReport
 
@@ -39,9 +40,8 @@ class DriverActor:
     ) -> None:
         """Whose run this is (see `ClientActor.begin`). features: the items' content, or None."""
         config, checkpoints = self._about
-        most = config.runtime.max_restarts if config.runtime.recovery == "exact" else 0
         method = build(config, n_items, features)
-        executor = RayExecutor(actors, clients, method, births, most)
+        executor = RayExecutor(actors, clients, method, births, most_restarts(config))
         self._made = Coordinator(config, method, executor, checkpoints)
 
     @property

@@ -78,7 +78,8 @@ class RayExecutor:
         members = self._members()
         landing = self._landing(lambda a, i: a.train.remote(now.params, now.round, limit, own[i]))
         done = merge_reports((check_report(self._method, broadcast, members[i], r) for i, r in landing), max)
-        self._since.append(now)
+        if self._failures.most:
+            self._since.append(now)
         self._round = broadcast.round + 1
         return done
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ray import exceptions
 
+from fedray.config import RunConfig
 from fedray.errors import ActorLostError, FedrayError, OutOfStepError
 
 
@@ -30,6 +31,12 @@ class Failures:
                 "Look at the memory of the machines and at `ray logs`; then go on from the last checkpoint.",
             ) from error
         self.restarts += 1
+
+
+def most_restarts(config: RunConfig) -> int:
+    """None without checkpoints: whatever went down since the start would have to be kept."""
+    runtime = config.runtime
+    return runtime.max_restarts if runtime.recovery == "exact" and runtime.checkpoint.every else 0
 
 
 def recoverable(error: BaseException) -> bool:

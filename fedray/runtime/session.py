@@ -20,6 +20,7 @@ from fedray.runtime import client_actor, driver_actor
 from fedray.runtime.address import reachable
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.executor import as_they_land, get
+from fedray.runtime.failures import most_restarts
 from fedray.runtime.plan import Plan, Resources, even_shards, shards
 from fedray.storage import Storage
 from fedray.types import ClientData, FeatureNames, ItemFeatures
@@ -190,7 +191,7 @@ def _clients(config: RunConfig, plan: Plan, births: list[list[Any]], features: I
 
 def _lives(config: RunConfig) -> dict[str, int]:
     """How often Ray starts an actor again and repeats a request: without end, since the executor counts, or not."""
-    lives = -1 if config.runtime.recovery == "exact" and config.runtime.max_restarts else 0
+    lives = -1 if most_restarts(config) else 0
     return {"max_restarts": lives, "max_task_retries": lives}
 
 

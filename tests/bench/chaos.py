@@ -1,10 +1,10 @@
 """Kill at random, many times over, and compare to the bit: `python -m tests.bench.chaos [kills]` prints a table.
 
-A run of PFedRec on synthetic users, 60 rounds, on a cluster of a head and two worker nodes on this machine (each with
-folders of its own). Between and in the middle of rounds a client actor, all of them, the driver actor, or a whole
-worker node is killed with SIGKILL; a node that went is replaced. The end is compared with that of an undisturbed serial
-run: every round's metrics, every user's test metrics, the shared parameters. At the end nothing may be left on the
-cluster. Time to recover: how much longer the round took than the median one without a kill.
+A run of PFedRec on synthetic users, 60 rounds, on a cluster of a head and two worker nodes on this machine. Between and
+in the middle of rounds a client actor, all of them, the driver actor, or a whole worker node is killed with SIGKILL; a
+node that went is replaced. The end is compared with that of an undisturbed serial run: every round's metrics, every
+user's test metrics, the shared parameters. At the end nothing may be left on the cluster. Time to recover: how much
+longer the round took than the median one without a kill.
 """
 
 import json
@@ -33,7 +33,7 @@ def main(args: list[str]) -> None:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     kills, folder = int(args[0]) if args else KILLS, tempfile.mkdtemp(prefix="chaos")
     expected = undisturbed(folder)
-    with cluster() as nodes:
+    with Nodes() as nodes:
         found, times, restarts, left = disturbed(folder, nodes, kills)
     shutil.rmtree(folder)
     same = {k: equal(found[k], expected[k]) for k in expected}
@@ -85,7 +85,7 @@ def undisturbed(folder: str) -> dict[str, Any]:
 
 
 class Nodes:
-    """The worker nodes; one that is killed is replaced."""
+    """A head and two worker nodes, as a context; one that is killed is replaced."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -109,11 +109,6 @@ class Nodes:
         """A node, which another takes the place of; to be killed."""
         old, self.workers[which] = self.workers[which], self.cluster.add_node(num_cpus=1)
         return old
-
-
-def cluster() -> Nodes:
-    """Use as a context."""
-    return Nodes()
 
 
 def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], dict[str, list[float]], int, list[str]]:

@@ -203,3 +203,29 @@ def test_a_disk_that_is_full_where_an_actor_writes_comes_back_as_itself(ray_clus
     with pytest.raises(OSError, match="No space left") as caught:
         get(full.remote())
     assert caught.value.strerror == "No space left on device" and caught.value.errno == errno.ENOSPC
+
+
+def test_a_round_whose_report_died_with_the_driver_is_seen_all_the_same(ray_cluster, tmp_path):
+    """It was committed, and then the driver was killed: the round is not done again, and not lost either."""
+    config = config_of(PFEDREC, tmp_path)
+    _, reports, outcome, _ = run(config, DATA, features=FEATURES)
+    plan = make_plan(config, build(config, DATA.n_items, FEATURES), DATA, session.resources())
+    with session.crew(config, plan, DATA, FEATURES, opened(config, "data", "cpu", Go("r"))) as crew:
+        driver, found = Driver(crew, config), []
+        for report in driver.rounds():
+            found.append(report)
+            if report.round in (2, 7):  # the next one is committed (7: as the last of a run with a name)
+                get(crew.driver.step.remote(report.round))
+                killed(get(crew.driver.pid.remote()))
+        assert numbers(found, driver.asked("finish")) == numbers(reports, outcome)
+
+
+def test_without_checkpoints_nothing_is_kept_to_do_rounds_again(ray_cluster, tmp_path):
+    config = config_of(PFEDREC, tmp_path, checkpoint={"every": 0})
+    with pytest.raises(ActorLostError, match="go on from the last checkpoint"):
+        plan = make_plan(config, build(config, DATA.n_items, FEATURES), DATA, session.resources())
+        with session.crew(config, plan, DATA, FEATURES) as crew:
+            driver = Driver(crew, config).rounds()
+            next(driver)
+            killed(Victims(crew).clients()[0])
+            next(driver)
