@@ -69,6 +69,44 @@ def train(
 
 
 @app.command()
+def tune(
+    sweep: Annotated[Path, typer.Argument(help="sweep file, e.g. tune_configs/quickstart.yaml")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="lay a.b=value over the sweep (budget.trials=8) or its job; repeatable"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print the trials that are known")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="write the best settings as a job file")] = None,
+    summary: Annotated[Path | None, typer.Option(help="write the end of the sweep as JSON")] = None,
+    run_id: Annotated[str, typer.Option(help="a name to go on with the sweep by, should it break off")] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume-or-start", help="go on with the sweep of --run-id, if there is one")
+    ] = False,
+) -> None:
+    """Search settings on validation; the best ones come out as a job."""
+    from fedray import outputs
+    from fedray.runtime.checkpoint import Go
+    from fedray.search.sweep import load_sweep
+
+    found, console = load_sweep(sweep, set_ or []), _console()
+    outputs.check_outputs(summary, None)
+    outputs.check_outputs(out, None)
+    go = Go(checked_run_id(run_id, resume), resume)
+    if dry_run:
+        from fedray.search.report import listed
+
+        typer.echo(listed(found), nl=False)
+        return
+    from fedray.search.tune import tune_whole
+
+    end = tune_whole(found, console, go, out)
+    if summary is not None:
+        outputs.write_summary(summary, end)
+
+
+@app.command()
 def encode(
     job: Job,
     set_: Sets = None,
@@ -189,7 +227,7 @@ def submit(
     ] = None,
     ship: Annotated[bool, typer.Option("--ship", help="send this fedray too, for clusters with another one")] = False,
 ) -> None:
-    """Start a training as a job, or go on with it; prints the run id."""
+    """Start a training or a sweep as a job, or go on with it; prints the run id."""
     from fedray.submit import Place, Submission
     from fedray.submit import submit as submitted
 

@@ -33,6 +33,7 @@ Each message says where, what was found, what was expected and what to do about 
     |  +- AggregateOverflowError      a sum that leaves the fixed-point range
     |  +- RejectedUpdatesError        too many clients of a round whose updates cannot be taken
     |  +- BadReportError              sums of a host that its clients' uploads cannot come to
+    |  +- SweepError                  no trial of a sweep has a result
     +- ContentError                   exit code 1: the content of items, asked for on a client
     +- EncoderError                   exit code 1: an encoder that does not work, or was closed
     +- CheckpointError                exit code 1: a checkpoint that is missing, torn or cannot be shared
@@ -200,6 +201,10 @@ class RejectedUpdatesError(TrainingError):
 
 class BadReportError(TrainingError):
     """What a host reports of a round is not what uploads of its clients can come to, or is of another round."""
+
+
+class SweepError(TrainingError):
+    """No trial of a sweep has a result."""
 
 
 class ContentError(FedrayError):

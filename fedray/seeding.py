@@ -32,6 +32,7 @@ STREAMS = (
     "sketch",
     "fusion",
     "map",
+    "search",
 )
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -6,6 +6,7 @@ What is for scripts goes to stdout (a run id, a log, JSON), what is for people a
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,8 @@ class Submission:
 
 def submit(asked: Submission, place: Place, wait: bool) -> int:
     """Check everything here, send it, print the run id; or follow it and return its exit code."""
-    config = load_config(asked.job, list(asked.sets))
+    job = read_job(asked)
+    config = job.config
     run_id = records.checked_run_id(asked.run_id) if asked.run_id else records.new_run_id(config.name)
     env = shipping.job_env(asked.env, os.environ, () if place.local else shipping.FORWARDED)
     shipping.check_folder(asked.working_dir)
@@ -80,8 +82,8 @@ def submit(asked: Submission, place: Place, wait: bool) -> int:
     there = place.backend(asked.working_dir)
     submission_id = records.next_attempt(run_id, there.jobs())
     with tempfile.TemporaryDirectory(prefix="fedray-") as folder:
-        shipping.write_folder(Path(folder), config, run_id, None if place.local else asked.working_dir)
-        command = shipping.command(shipping.job_file(config), run_id, asked.seeds)
+        shipping.write_folder(Path(folder), job, run_id, None if place.local else asked.working_dir)
+        command = shipping.command(job, run_id, asked.seeds)
         modules = shipping.own_package() if asked.ship and not place.local else ()
         there.submit(Request(submission_id, command, Path(folder), env, modules))
     _note(f"{submission_id} submitted {there.where}, with {', '.join(sorted(env))} in its environment")
@@ -90,6 +92,26 @@ def submit(asked: Submission, place: Place, wait: bool) -> int:
     _note(f"fedray logs {run_id} --follow{place.flag()}")
     typer.echo(run_id)
     return 0
+
+
+def read_job(asked: Submission) -> shipping.Job:
+    """The job file or sweep file, checked and resolved."""
+    if not is_sweep(asked.job):
+        return shipping.training(load_config(asked.job, list(asked.sets)))
+    if asked.seeds:
+        raise JobError("--seeds with a sweep", "one of them", "Set refit.seeds.")
+    from fedray.search.report import sweep_yaml
+    from fedray.search.sweep import load_sweep
+
+    sweep = load_sweep(asked.job, asked.sets)
+    name = sweep.config.name
+    config = sweep.job.model_copy(update={"name": name})
+    return shipping.Job(config, f"tune_configs/{name}.yaml", sweep_yaml(sweep), "tune")
+
+
+def is_sweep(file: Path) -> bool:
+    """Whether the file has a space to search."""
+    return file.is_file() and bool(re.search(r"^space\s*:", file.read_text(encoding="utf-8", errors="replace"), re.M))
 
 
 def preflight(config: RunConfig, working_dir: Path | None, env: dict[str, str]) -> Iterator[str]:

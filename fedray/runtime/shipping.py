@@ -8,21 +8,21 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from fedray.config import RunConfig, to_yaml
 from fedray.errors import JobError, NotShippableError
 from fedray.runtime.job_records import STOP_GRACE_S
 
 ENTRYPOINT = Path("jobs") / "train.py"
-ENTRYPOINT_TEXT = '''"""The same job as `fedray train`."""
+ENTRYPOINT_TEXT = '''"""The same job as `fedray {command}`."""
 
 import sys
 
 from fedray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(run(["train", *sys.argv[1:]]))
+    sys.exit(run(["{command}", *sys.argv[1:]]))
 '''
 MIB = 1 << 20
 BIG_FILE, MOST = 10 * MIB, 100 * MIB
@@ -45,28 +45,45 @@ WRITTEN = ("tracking.uri", "encoding.store", "runtime.checkpoint.path")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def command(job_file: str, run_id: str, seeds: str = "", entrypoint: str = str(ENTRYPOINT)) -> list[str]:
+class Job(NamedTuple):
+    """What is sent: the run's configuration (of a sweep, its base), its file in the job's folder and that file's text,
+    and the command that reads it."""
+
+    config: RunConfig
+    file: str
+    text: str
+    command: Literal["train", "tune"] = "train"
+
+    @property
+    def entrypoint(self) -> Path:
+        """`jobs/train.py`"""
+        return ENTRYPOINT.with_stem(self.command)
+
+
+def training(config: RunConfig) -> Job:
+    """A training, resolved."""
+    return Job(config, f"jobs/{config.name}.yaml", f"# fingerprint {config.fingerprint()}\n{to_yaml(config)}")
+
+
+def command(job: Job, run_id: str, seeds: str = "") -> list[str]:
     """The entrypoint's argv after `python`: it starts the run or goes on with it."""
-    return [entrypoint, job_file, "--run-id", run_id, "--resume-or-start", *(["--seeds", seeds] if seeds else [])]
+    more = ["--seeds", seeds] if seeds else []
+    return [str(job.entrypoint), job.file, "--run-id", run_id, "--resume-or-start", *more]
 
 
-def job_file(config: RunConfig) -> str:
-    """Where the resolved job is in the job's folder."""
-    return f"jobs/{config.name}.yaml"
-
-
-def write_folder(folder: Path, config: RunConfig, run_id: str, extra: Path | None = None) -> None:
+def write_folder(folder: Path, job: Job, run_id: str, extra: Path | None = None) -> None:
     """Fill `folder`: the entrypoint, the resolved job, and the files of `extra`, whose own entrypoint wins.
 
     The run id in the job file keeps two runs of one job apart: Ray unpacks equal folders at one place.
     """
     if extra is not None:
         shutil.copytree(extra, folder, ignore=_left_out, dirs_exist_ok=True, ignore_dangling_symlinks=True)
-    (folder / "jobs").mkdir(parents=True, exist_ok=True)
-    if not (folder / ENTRYPOINT).exists():
-        (folder / ENTRYPOINT).write_text(ENTRYPOINT_TEXT, encoding="utf-8")
-    text = f"# run {run_id}, fingerprint {config.fingerprint()}\n{to_yaml(config)}"
-    (folder / job_file(config)).write_text(text, encoding="utf-8")
+    entrypoint, file = folder / job.entrypoint, folder / job.file
+    for each in (entrypoint, file):
+        each.parent.mkdir(parents=True, exist_ok=True)
+    if not entrypoint.exists():
+        entrypoint.write_text(ENTRYPOINT_TEXT.format(command=job.command), encoding="utf-8")
+    file.write_text(f"# run {run_id}\n{job.text}", encoding="utf-8")
 
 
 def own_package() -> tuple[Path, ...]:

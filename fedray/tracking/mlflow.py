@@ -131,7 +131,7 @@ class MlflowTracker:
         try:
             for record in [] if run.ended else _last_records(run, end):
                 run.spool.put(record)
-            for name, image in ({} if killed or run.ended else _figures(run, end)).items():
+            for name, image in ({} if killed or run.ended or run.start.bare else _figures(run, end)).items():
                 run.spool.put(store.file_record(f"figures/{name}", image))
         finally:
             self._close(run.spool, KILLED_PATIENCE_S if killed else self._patience_s)

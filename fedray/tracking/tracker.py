@@ -32,7 +32,7 @@ class RunStart:
     parent_id: of the family (`Tracker.start_family`) this run is a seed of.
     plan: the resource plan as text.
     run_id: fedray's own, by which a run that goes on (`resume`) is found again; rounds that are recorded already are
-    not recorded twice.
+    not recorded twice. bare: no plots are drawn at the end (of a sweep's trial, of which there may be hundreds).
     """
 
     config: RunConfig
@@ -44,6 +44,7 @@ class RunStart:
     stage: Stage = "train"
     run_id: str = ""
     resume: bool = False
+    bare: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typer._click.exceptions import UsageError
 from fedray.cli import app
 from fedray.config import load_config
 from fedray.errors import ConfigError
+from fedray.search.sweep import load_sweep
 from tests.cluster.files import CLUSTER, COMPOSE, ROOT, SBATCH, load, words
 
 IN_IMAGE = "/opt/fedray/"
@@ -61,7 +62,10 @@ def check(entrypoint: list[str]) -> None:
         assert first == "fedray"
         command, *rest = rest
     context = COMMANDS[command].make_context(command, [here(w) for w in rest])
-    assert load_config(context.params["job"], context.params["set_"])
+    if command == "tune":
+        assert load_sweep(context.params["sweep"], context.params["set_"])
+    else:
+        assert load_config(context.params["job"], context.params["set_"])
 
 
 def without_resume(entrypoint: list[str]) -> list[str]:
@@ -70,21 +74,12 @@ def without_resume(entrypoint: list[str]) -> list[str]:
     return shlex.split(line)
 
 
-def cases() -> list[object]:
-    """Entrypoints, marked while what they need is not there yet."""
-    waits = pytest.mark.xfail(strict=True, raises=(UsageError, AssertionError), reason="tune is to come")
-    return [
-        pytest.param(words, id=name, marks=[waits] if "tune.py" in shlex.join(words) else [])
-        for name, words in ENTRYPOINTS.items()
-    ]
-
-
-@pytest.mark.parametrize("entrypoint", cases())
+@pytest.mark.parametrize("entrypoint", ENTRYPOINTS.values(), ids=ENTRYPOINTS)
 def test_the_command_line_takes_it(entrypoint: list[str]) -> None:
     check(entrypoint)
 
 
-@pytest.mark.parametrize("name", [n for n, words in ENTRYPOINTS.items() if "tune.py" not in shlex.join(words)])
+@pytest.mark.parametrize("name", ENTRYPOINTS)
 def test_the_rest_of_it_is_valid(name: str) -> None:
     check(without_resume(ENTRYPOINTS[name]))
 

@@ -11,6 +11,8 @@ from fedray.errors import JobError, NotShippableError
 from fedray.runtime import shipping
 from fedray.runtime.local_jobs import surroundings
 from fedray.runtime.shipping import MIB
+from fedray.search.sweep import load_sweep
+from fedray.submit import Submission, read_job
 
 
 def config_of(**more):
@@ -23,13 +25,21 @@ def sparse(file, mib):
         f.truncate(mib * MIB)
 
 
+SWEEP = """
+base: {data: {source: synthetic}, train: {rounds: 9}}
+space:
+  backbone.lr: {loguniform: [0.01, 1.0]}
+budget: {trials: 4}
+"""
+
+
 def files(folder):
     return {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
 
 
 def test_a_folder_by_default_holds_an_entrypoint_and_a_job(tmp_path):
     config = config_of(train={"rounds": 7})
-    shipping.write_folder(tmp_path, config, "r1")
+    shipping.write_folder(tmp_path, shipping.training(config), "r1")
     assert files(tmp_path) == {"jobs/train.py", "jobs/tiny.yaml"}
     assert load_config(tmp_path / "jobs" / "tiny.yaml") == config
     assert sum(f.stat().st_size for f in tmp_path.rglob("*")) < 20_000
@@ -39,7 +49,7 @@ def test_a_folder_by_default_holds_an_entrypoint_and_a_job(tmp_path):
 
 def test_two_runs_of_one_job_have_different_folders_and_two_attempts_the_same(tmp_path):
     for name, run_id in [("a", "r1"), ("b", "r1"), ("c", "r2")]:
-        shipping.write_folder(tmp_path / name, config_of(), run_id)
+        shipping.write_folder(tmp_path / name, shipping.training(config_of()), run_id)
     a, b, c = ((tmp_path / name / "jobs/tiny.yaml").read_bytes() for name in "abc")
     assert a == b != c
 
@@ -53,7 +63,7 @@ def test_a_folder_of_ones_own_goes_along_but_for_what_is_hidden_and_links_to_fol
     (own / "link").symlink_to(outside)
     (own / "nowhere").symlink_to(tmp_path / "gone")
     shipping.check_size(own)
-    shipping.write_folder(tmp_path / "sent", config_of(), "r1", own)
+    shipping.write_folder(tmp_path / "sent", shipping.training(config_of()), "r1", own)
     assert files(tmp_path / "sent") == {"data/x.csv", "jobs/train.py", "jobs/tiny.yaml", "a/b.py"}
     assert (tmp_path / "sent/jobs/train.py").read_text() == "mine"
     with pytest.raises(NotShippableError):
@@ -110,10 +120,27 @@ def test_what_ray_would_remove_with_the_job_is_named():
 
 
 def test_the_command_survives_a_shell():
-    argv = shipping.command("jobs/it's $HOME.yaml", "r;1", "0..4")
+    job = shipping.training(config_of())._replace(file="jobs/it's $HOME.yaml")
+    argv = shipping.command(job, "r;1", "0..4")
     assert shlex.split(shlex.join(argv)) == argv
     assert argv == ["jobs/train.py", "jobs/it's $HOME.yaml", "--run-id", "r;1", "--resume-or-start", "--seeds", "0..4"]
-    assert "--seeds" not in shipping.command("a.yaml", "r")
+    assert "--seeds" not in shipping.command(job, "r")
+
+
+def test_a_sweep_goes_with_an_entrypoint_of_its_own(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text(SWEEP)
+    job = read_job(Submission(file, ["budget.trials=3"]))
+    shipping.write_folder(tmp_path / "sent", job, "r1")
+    assert files(tmp_path / "sent") == {"jobs/tune.py", "tune_configs/some.yaml"}
+    sent = load_sweep(tmp_path / "sent/tune_configs/some.yaml")
+    assert sent.config.budget.trials == 3
+    assert sent.fingerprint() == load_sweep(file).fingerprint()
+    assert shipping.command(job, "r")[:2] == ["jobs/tune.py", "tune_configs/some.yaml"]
+    done = subprocess.run([sys.executable, tmp_path / "sent/jobs/tune.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--resume-or-start" in done.stdout
+    with pytest.raises(JobError, match="refit.seeds"):
+        read_job(Submission(file, seeds="0..2"))
 
 
 def test_only_named_variables_go_along():
