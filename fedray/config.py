@@ -22,7 +22,6 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -35,6 +34,7 @@ from fedray.errors import (
     OutOfRangeError,
     UnknownKeyError,
     UnknownNameError,
+    UnsupportedError,
     WrongTypeError,
 )
 from fedray.sections import Closed as Closed
@@ -43,6 +43,7 @@ from fedray.sections import EncodingConfig as EncodingConfig
 from fedray.sections import EvaluationConfig as EvaluationConfig
 from fedray.sections import RuntimeConfig as RuntimeConfig
 from fedray.sections import TrackingConfig as TrackingConfig
+from fedray.sections import TrainConfig as TrainConfig
 from fedray.yamls import read_yaml as read_yaml
 
 
@@ -171,60 +172,6 @@ class BackboneConfig(Closed):
     init_std: float = Field(1.0, ge=0, description="standard deviation of the item table's start")
 
 
-class TrainConfig(Closed):
-    """The federated schedule and the local optimiser."""
-
-    rounds: int = Field(100, ge=1)
-    clients_per_round: float = Field(
-        1.0, gt=0, description="up to 1: the ratio of clients in a round; above: their number"
-    )
-
-    @field_validator("clients_per_round")
-    @classmethod
-    def _ratio_or_number(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise OutOfRangeError(f"train.clients_per_round is {value}", "a ratio up to 1 or a whole number above")
-        return value
-
-    @model_validator(mode="after")
-    def _pairs_fit_batches(self) -> "TrainConfig":
-        if self.loss == "bpr" and (self.batch_size % 2 or not self.negatives):
-            raise OutOfRangeError(
-                f"train.loss: bpr with batch_size {self.batch_size} and negatives {self.negatives}",
-                "an even batch_size and at least one negative: its samples are pairs",
-            )
-        return self
-
-    local_epochs: int = Field(1, ge=1)
-    batch_size: int = Field(256, ge=1, description="samples (positives and negatives) in a local step")
-    negatives: int = Field(4, ge=0, description="drawn per positive, anew each round")
-    loss: Literal["bce", "bpr"] = Field("bce", description="bpr: on pairs of a positive and one of its negatives")
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    weight_decay: float = Field(0.0, ge=0, description="L2, added to the gradients")
-    private_weight_decay: float | None = Field(
-        None, ge=0, description="of private parameters that are no item tables; null: weight_decay"
-    )
-    private_steps: int = Field(
-        0,
-        ge=0,
-        description="in each local step so many updates of private parameters (item tables aside) alone, then one of "
-        "the rest; 0: all at once, as the method says",
-    )
-    patience: int = Field(0, ge=0, description="stop after so many validations without a new best; 0 = off")
-    path: Literal["auto", "compiled", "vmap"] = Field(
-        "auto", description="auto: the compiled kernel where the method has one, else the vmapped loss"
-    )
-    max_update_norm: float = Field(
-        0.0, ge=0, description="an update of a larger L2 norm, all tables together, is refused; 0: of any norm"
-    )
-    max_rejected: float = Field(
-        0.5, ge=0, le=1, description="the run ends where more than this ratio of a round's clients is refused, or all"
-    )
-    block_width: int = Field(
-        32, ge=32, multiple_of=32, description="clients stacked in one vmapped block; whole vector registers only"
-    )
-
-
 Data = Annotated[SerializeAsAny[DataConfig], _named("data.sources", "data", tag="source", default="synthetic")]
 Backbone = Annotated[SerializeAsAny[BackboneConfig], _named("methods.backbones", "backbone", tag="name", default="fcf")]
 Encoders = Annotated[dict[str, SerializeAsAny[EncoderConfig]], BeforeValidator(_encoders)]
@@ -245,6 +192,24 @@ class RunConfig(Closed):
     encoding: EncodingConfig = EncodingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _nobody_is_left_out_of_an_exact_run(self) -> "RunConfig":
+        train, runtime = self.train, self.runtime
+        asked = {
+            "train.over_select": (train.over_select, 1.0),
+            "train.min_fraction": (train.min_fraction, 0.0),
+            "runtime.deadline_s": (runtime.deadline_s, 0.0),
+        }
+        leaves_out = runtime.recovery == "drop" and runtime.executor == "ray"
+        for key, (value, off) in asked.items():
+            if value != off and not leaves_out:
+                raise UnsupportedError(
+                    f"{key} is {value:g} with runtime.recovery: {runtime.recovery} and executor: {runtime.executor}",
+                    "recovery: drop and executor: ray: elsewhere no result may depend on who is late",
+                    f"Set runtime.recovery=drop, if it may; or {key}={off:g}.",
+                )
+        return self
 
     def fingerprint(self) -> str:
         """12 hex digits over everything but `name`, `encoding`, `runtime` and `tracking`."""

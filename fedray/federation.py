@@ -1,7 +1,8 @@
 """A run as a job sees it, wherever its clients live: rounds one by one, the end, and the model on disk.
 
 On Ray the driver actor may die as any other: it is started again, goes back to its last checkpoint with its clients,
-and rounds that were seen already are not shown again. They are the same to the bit.
+and rounds that were seen already are not shown again. They are the same to the bit, but under `runtime.recovery: drop`:
+there they may be without other clients than the first time.
 """
 
 import warnings
@@ -98,7 +99,7 @@ class Driver:
         self._actor, self._birth = crew.driver, crew.birth
         self._failures = Failures(most_restarts(config))
         self._at = self._seen = self._restarts = 0
-        self._last = False
+        self._last = self._told = False
 
     def resume(self) -> Sequence[RoundReport]:
         """From the newest checkpoint; what the rounds before it said."""
@@ -116,7 +117,15 @@ class Driver:
                 self._restarts = max(self._restarts, report.restarts)
                 if report.round > self._seen:
                     self._seen = report.round
+                    self._tell(report)
                     yield report
+
+    def _tell(self, report: RoundReport) -> None:
+        """Once: from here on it is another run than an undisturbed one."""
+        if report.clients_dropped and not self._told:
+            self._told = True
+            text = f"round {report.round} is without {report.clients_dropped} clients: their actors died or were late"
+            warnings.warn(f"{text}. What this run finds depends on it.", FedrayWarning, stacklevel=2)
 
     def asked(self, what: str, *args: Any) -> Any:
         """What the driver does after the last round."""

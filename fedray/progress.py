@@ -33,6 +33,7 @@ class Progress:
         rules = rules_of(config.evaluation)
         self._metric, self._split = rules.lead, rules.select_split
         self._last_line = 0.0
+        self._abandoned = 0
         self._best = float("nan")
         self._begun: tuple[float, int] | None = None
         columns = (
@@ -74,6 +75,7 @@ class Progress:
         value = report.metrics.get(f"{SPLITS[self._split][0]}/{self._metric}")
         if value is not None:
             self._best = value if not value <= self._best else self._best
+        self._abandoned += report.abandoned
         status = RoundStatus(
             report.round,
             self._rounds,
@@ -84,6 +86,7 @@ class Progress:
             dropped=report.clients_dropped,
             rejected=report.clients_rejected,
             restarts=report.restarts,
+            abandoned=self._abandoned,
         )
         return status if value is None else replace(status, metric=self._metric, value=value, best=self._best)
 

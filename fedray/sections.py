@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedray.errors import OutOfRangeError
 
@@ -131,6 +131,72 @@ class EncodingConfig(Closed):
     max_pixels: int = Field(50_000_000, ge=1, description="of an image; more is taken for a decompression bomb")
 
 
+class TrainConfig(Closed):
+    """The federated schedule and the local optimiser."""
+
+    rounds: int = Field(100, ge=1)
+    clients_per_round: float = Field(
+        1.0, gt=0, description="up to 1: the ratio of clients in a round; above: their number"
+    )
+
+    over_select: float = Field(
+        1.0,
+        ge=1,
+        description="select so many times more clients; a round closes when clients_per_round have reported",
+    )
+    min_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="a round of which a smaller fraction of clients_per_round is left is abandoned; 0: if nobody is",
+    )
+
+    @field_validator("clients_per_round")
+    @classmethod
+    def _ratio_or_number(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise OutOfRangeError(f"train.clients_per_round is {value}", "a ratio up to 1 or a whole number above")
+        return value
+
+    @model_validator(mode="after")
+    def _pairs_fit_batches(self) -> "TrainConfig":
+        if self.loss == "bpr" and (self.batch_size % 2 or not self.negatives):
+            raise OutOfRangeError(
+                f"train.loss: bpr with batch_size {self.batch_size} and negatives {self.negatives}",
+                "an even batch_size and at least one negative: its samples are pairs",
+            )
+        return self
+
+    local_epochs: int = Field(1, ge=1)
+    batch_size: int = Field(256, ge=1, description="samples (positives and negatives) in a local step")
+    negatives: int = Field(4, ge=0, description="drawn per positive, anew each round")
+    loss: Literal["bce", "bpr"] = Field("bce", description="bpr: on pairs of a positive and one of its negatives")
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    weight_decay: float = Field(0.0, ge=0, description="L2, added to the gradients")
+    private_weight_decay: float | None = Field(
+        None, ge=0, description="of private parameters that are no item tables; null: weight_decay"
+    )
+    private_steps: int = Field(
+        0,
+        ge=0,
+        description="in each local step so many updates of private parameters (item tables aside) alone, then one of "
+        "the rest; 0: all at once, as the method says",
+    )
+    patience: int = Field(0, ge=0, description="stop after so many validations without a new best; 0 = off")
+    path: Literal["auto", "compiled", "vmap"] = Field(
+        "auto", description="auto: the compiled kernel where the method has one, else the vmapped loss"
+    )
+    max_update_norm: float = Field(
+        0.0, ge=0, description="an update of a larger L2 norm, all tables together, is refused; 0: of any norm"
+    )
+    max_rejected: float = Field(
+        0.5, ge=0, le=1, description="the run ends where more than this ratio of a round's clients is refused, or all"
+    )
+    block_width: int = Field(
+        32, ge=32, multiple_of=32, description="clients stacked in one vmapped block; whole vector registers only"
+    )
+
+
 class CheckpointConfig(Closed):
     """What a run leaves on disk, so that it can go on after any failure."""
 
@@ -146,7 +212,8 @@ class CheckpointConfig(Closed):
 
 
 class RuntimeConfig(Closed):
-    """Where things run. Nothing here may change a result; it is not part of the fingerprint."""
+    """Where things run. Nothing here may change a result, and it is not part of the fingerprint; but under
+    `recovery: drop` faults and timing may, and every report says whose updates were missing."""
 
     executor: Literal["ray", "serial"] = "ray"
     address: str = Field("", description="of a Ray cluster; empty: RAY_ADDRESS, else a local one")
@@ -161,8 +228,15 @@ class RuntimeConfig(Closed):
     memory_limit_gb: float = Field(0.0, ge=0, description="refuse a plan above; 0: what the machine has free")
     start_timeout_s: float = Field(120.0, gt=0)
     checkpoint: CheckpointConfig = CheckpointConfig()
-    recovery: Literal["exact", "none"] = Field(
-        "exact", description="exact: what a dead actor's clients were is restored and done again; none: the run ends"
+    recovery: Literal["exact", "drop", "none"] = Field(
+        "exact",
+        description="exact: what a dead actor's clients were is restored and done again; drop: rounds go on without "
+        "them until they are back, as of the last checkpoint, and results depend on it; none: the run ends",
+    )
+    deadline_s: float = Field(
+        0.0,
+        ge=0,
+        description="recovery: drop: actors that take longer to train, or to evaluate, are left out there; 0: none are",
     )
     max_restarts: int = Field(100, ge=0, description="deaths of actors that a run survives")
 

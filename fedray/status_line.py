@@ -2,7 +2,8 @@
 
     round 12/100  loss 0.4120  ndcg_at_10 0.0810 (best 0.0822)  931 clients, 12 dropped, 1 restart  0.20 s  0:00:18 left
 
-What is zero (dropped, rejected, restarts) or unknown (a metric that was not measured this round) is not printed.
+What is zero (dropped, rejected, restarts, abandoned) or unknown (a metric that was not measured this round) is not
+printed.
 """
 
 import re
@@ -12,7 +13,8 @@ from datetime import timedelta
 
 @dataclass(frozen=True)
 class RoundStatus:
-    """What a line says. `seconds` is the round's own time, `left_s` what is left of the run in whole seconds."""
+    """What a line says. `seconds` is the round's own time, `left_s` what is left of the run in whole seconds;
+    `abandoned` are rounds of the run so far, as `restarts` are."""
 
     round: int
     rounds: int
@@ -26,6 +28,7 @@ class RoundStatus:
     dropped: int = 0
     rejected: int = 0
     restarts: int = 0
+    abandoned: int = 0
 
 
 _FLOAT = r"(?:-?\d+\.\d+|-?inf|nan)"
@@ -37,10 +40,11 @@ _LINE = re.compile(
     r"(?:, (?P<dropped>[\d,]+) dropped)?"
     r"(?:, (?P<rejected>[\d,]+) rejected)?"
     r"(?:, (?P<restarts>[\d,]+) restarts?)?"
+    r"(?:, (?P<abandoned>[\d,]+) rounds? abandoned)?"
     rf"  (?P<seconds>{_FLOAT}) s"
     r"  (?P<left>\d+:\d\d:\d\d) left"
 )
-_WHOLE = ("round", "rounds", "clients_ok", "dropped", "rejected", "restarts")
+_WHOLE = ("round", "rounds", "clients_ok", "dropped", "rejected", "restarts", "abandoned")
 
 
 def quality(status: RoundStatus) -> str:
@@ -52,7 +56,9 @@ def quality(status: RoundStatus) -> str:
 def format_round(status: RoundStatus) -> str:
     """The line of a round; `parse_round` is its inverse."""
     restarts = "restart" if status.restarts == 1 else "restarts"
-    counts = {"dropped": status.dropped, "rejected": status.rejected, restarts: status.restarts}
+    given_up = "round abandoned" if status.abandoned == 1 else "rounds abandoned"
+    counts = {"dropped": status.dropped, "rejected": status.rejected}
+    counts |= {restarts: status.restarts, given_up: status.abandoned}
     clients = [f"{status.clients_ok:,} clients", *(f"{n:,} {what}" for what, n in counts.items() if n)]
     return (
         f"round {status.round}/{status.rounds}  {quality(status)}  {', '.join(clients)}  "

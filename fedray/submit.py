@@ -203,6 +203,8 @@ def describe(job: JobRecord, reached: RoundStatus | None, flag: str = "") -> Ite
         yield reached.metric, f"{reached.value:.4f} (best {reached.best:.4f})"
     yield "clients", f"{reached.clients_ok:,} ok, {reached.dropped:,} dropped, {reached.rejected:,} rejected"
     yield "restarts", f"{reached.restarts:,}"
+    if reached.abandoned:
+        yield "abandoned", f"{reached.abandoned:,} rounds, with too few clients left"
 
 
 def list_jobs(place: Place, as_json: bool) -> int:

@@ -178,7 +178,8 @@ class RoundReport:
 
     `metrics` are flat, with slashes (`val/ndcg_at_10`, `train/loss`); `seconds` per stage; bytes are
     what would travel between server and clients this round (not Ray's own traffic). `restarts` are those of actors
-    in the whole run so far.
+    in the whole run so far. `clients_dropped`: selected, but their actor died or was late (`runtime.recovery: drop`).
+    `abandoned` is 1 where so many were that the round changed nothing.
     """
 
     round: int
@@ -190,3 +191,4 @@ class RoundReport:
     clients_dropped: int = 0
     clients_rejected: int = 0
     restarts: int = 0
+    abandoned: int = 0

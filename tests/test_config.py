@@ -28,6 +28,7 @@ from fedray.errors import (
     OutOfRangeError,
     UnknownKeyError,
     UnknownNameError,
+    UnsupportedError,
     WrongTypeError,
 )
 
@@ -287,3 +288,25 @@ def test_a_refused_configuration_says_where(tmp_path):
         loaded(tmp_path, "train: {rounds: -1}")
     with pytest.raises(UnknownKeyError, match=r"\(1 more\).*Did you mean 'seed'"):
         loaded(tmp_path, "sed: 1\nzz: 2")
+
+
+# who may be left out
+
+
+@pytest.mark.parametrize("setting", ["train.over_select=1.3", "train.min_fraction=0.5", "runtime.deadline_s=20"])
+@pytest.mark.parametrize("where", ["recovery=exact", "recovery=none", "executor=serial"])
+def test_only_a_run_that_may_drop_clients_does_not_wait_for_them(tmp_path, setting, where):
+    key, _, value = setting.partition("=")
+    drop = ["runtime.recovery=drop"] if where == "executor=serial" else []
+    with pytest.raises(UnsupportedError) as caught:
+        loaded(tmp_path, "{}", *drop, f"runtime.{where}", setting)
+    assert f"{key} is {value} with runtime.recovery: " in str(caught.value)
+    assert "expected recovery: drop and executor: ray" in str(caught.value)
+    assert f"or {key}={0 if key != 'train.over_select' else 1}." in caught.value.mend
+    assert loaded(tmp_path, "{}", "runtime.recovery=drop", setting).runtime.recovery == "drop"
+
+
+@pytest.mark.parametrize("setting", ["train.over_select=0.9", "train.min_fraction=1.1", "runtime.deadline_s=-1"])
+def test_what_cannot_be_asked_of_a_round(tmp_path, setting):
+    with pytest.raises(OutOfRangeError, match=setting.partition("=")[0]):
+        loaded(tmp_path, "{}", "runtime.recovery=drop", setting)

@@ -18,17 +18,17 @@ score = st.integers(-(10**6), 10**6).map(lambda n: n / 10**4)
 quality = st.tuples(st.just(""), st.none(), st.none()) | st.tuples(st.just("ndcg_at_10"), score, score)
 
 
-@given(count, count, score, count, cents, count, quality, count, count, count)
-def test_a_line_is_read_back_as_it_was_written(at, rounds, loss, ok, seconds, left, found, dropped, rejected, restarts):
-    status = RoundStatus(at, rounds, loss, ok, seconds, left, *found, dropped, rejected, restarts)
+@given(count, count, score, count, cents, count, quality, st.tuples(count, count, count, count))
+def test_a_line_is_read_back_as_it_was_written(at, rounds, loss, ok, seconds, left, found, lost):
+    status = RoundStatus(at, rounds, loss, ok, seconds, left, *found, *lost)
     assert parse_round(format_round(status)) == status
 
 
 def test_a_line_by_hand():
-    full = RoundStatus(12, 100, 0.41204, 9871, 3.1, 4000, "ndcg_at_10", 0.081, 0.0822, 129, 3, 1)
+    full = RoundStatus(12, 100, 0.41204, 9871, 3.1, 4000, "ndcg_at_10", 0.081, 0.0822, 129, 3, 1, 2)
     assert format_round(full) == (
         "round 12/100  loss 0.4120  ndcg_at_10 0.0810 (best 0.0822)  9,871 clients, 129 dropped, 3 rejected, 1 restart"
-        "  3.10 s  1:06:40 left"
+        ", 2 rounds abandoned  3.10 s  1:06:40 left"
     )
     bare = RoundStatus(1, 3, 0.5, 60, 0.02, 0)
     assert format_round(bare) == "round 1/3  loss 0.5000  60 clients  0.02 s  0:00:00 left"
@@ -66,8 +66,9 @@ def test_progress_prints_lines_that_are_read_back(monkeypatch):
         for at in (3, 4):
             now[0] += 4.0
             metrics = {"train/loss": 0.5, "val/ndcg_at_10": 0.1 * at}
-            progress.show(RoundReport(at, metrics, {"round": 3.0}, 0, 0, 20, 2, 1, restarts=at))
+            progress.show(RoundReport(at, metrics, {"round": 3.0}, 0, 0, 20, 2, 1, at, abandoned=1))
     first, second = map(parse_round, out.getvalue().splitlines())
     assert (first.left_s, second.left_s) == (21, 21)
     assert (second.clients_ok, second.dropped, second.rejected, second.restarts) == (20, 2, 1, 4)
+    assert (first.abandoned, second.abandoned) == (1, 2)
     assert (second.value, second.best) == (0.4, 0.4)

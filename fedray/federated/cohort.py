@@ -12,16 +12,22 @@ from fedray import seeding
 EVERYONE = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-def cohort_size(n_clients: int, clients_per_round: float) -> int:
-    """Up to 1: that ratio of all clients (at least one); above 1: that many (at most all)."""
-    if clients_per_round <= 1:
-        return max(1, int(n_clients * clients_per_round))
-    return min(n_clients, int(clients_per_round))
+def cohort_size(n_clients: int, clients_per_round: float, over_select: float = 1.0) -> int:
+    """Up to 1: that ratio of all clients (at least one); above 1: that many. Times `over_select`, at most all."""
+    ratio = clients_per_round <= 1
+    n = max(1, int(n_clients * clients_per_round)) if ratio else int(clients_per_round)
+    return min(n_clients, int(min(n, n_clients) * over_select))
 
 
-def threshold(seed: int, round_: int, clients: Int[np.ndarray, " clients"], clients_per_round: float) -> np.uint64:
+def threshold(
+    seed: int,
+    round_: int,
+    clients: Int[np.ndarray, " clients"],
+    clients_per_round: float,
+    over_select: float = 1.0,
+) -> np.uint64:
     """The largest number that still takes part in this round."""
-    n = cohort_size(len(clients), clients_per_round)
+    n = cohort_size(len(clients), clients_per_round, over_select)
     if n == len(clients):
         return EVERYONE
     return np.partition(seeding.keys(seed, "cohort", round_, clients), n - 1)[n - 1]

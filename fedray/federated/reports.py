@@ -29,7 +29,8 @@ class TrainReport:
     tables, and says so: then `uploads` has a part per host; `vectors` has one where it groups clients).
 
     clients, bytes_up: of those whose updates were taken. rejected: the others, as if they had not taken part. round: of
-    the broadcast that was trained from.
+    the broadcast that was trained from. An executor says of all hosts: dropped, selected clients whose host did not
+    report; abandoned, so many that the round is nobody's.
     """
 
     total: Aggregate
@@ -40,6 +41,8 @@ class TrainReport:
     vectors: tuple[Uploads, ...] = ()
     rejected: Rejected = field(default_factory=dict)
     round: int = NO_ROUND
+    dropped: int = 0
+    abandoned: bool = False
 
 
 def check_report(

@@ -124,14 +124,15 @@ def step(run: Run, executor: Executor) -> tuple[Run, RoundReport]:
     seconds["round"] = time.perf_counter() - begun
     refused = {f"fed/rejected_{reason}": float(r.number) for reason, r in trained.rejected.items()}
     metrics = {"train/loss": mean_loss(trained), **numbers, **flat(sums), **refused}
-    rejected = rejections.counted(trained.rejected)
-    return run, RoundReport(state.round, metrics, seconds, down, up, trained.clients, clients_rejected=rejected)
+    counts = trained.clients, trained.dropped, rejections.counted(trained.rejected)
+    return run, RoundReport(state.round, metrics, seconds, down, up, *counts, abandoned=int(trained.abandoned))
 
 
 def train_round(run: Run, executor: Executor) -> tuple[TrainReport, int]:
     """The cohort's summed report, and the bytes that went down (to clients that are refused: none, as none came up)."""
     state, train = run.state, run.config.train
-    limit = cohort.threshold(run.config.seed, state.round, executor.clients, train.clients_per_round)
+    chosen = train.clients_per_round, train.over_select
+    limit = cohort.threshold(run.config.seed, state.round, executor.clients, *chosen)
     down = run.broadcast.params
     trained = executor.train(run.broadcast, limit, run.targets)
     require_sound(run, len(executor.clients), trained)
@@ -143,7 +144,7 @@ def require_sound(run: Run, n_clients: int, trained: TrainReport) -> None:
     """Nobody reported twice, and not so many were refused that the rest stands for nobody. Decided here, of the sum:
     how clients are packed has no say."""
     train, seen = run.config.train, trained.clients + rejections.counted(trained.rejected)
-    if seen > (asked := cohort.cohort_size(n_clients, train.clients_per_round)):
+    if seen > (asked := cohort.cohort_size(n_clients, train.clients_per_round, train.over_select)):
         raise BadReportError(f"round {run.state.round}: reports of {seen} clients", f"at most {asked}, each once")
     rejections.require_enough(run.state.round, trained.clients, trained.rejected, train.max_rejected)
 
@@ -160,7 +161,10 @@ def with_target(targets: Uploads | None, trained: TrainReport) -> int:
 
 
 def serve(run: Run, trained: TrainReport) -> tuple[ServerState, Uploads | None]:
-    """The server's part: the next state and, where the method personalises, what single clients get next round."""
+    """The server's part: the next state and, where the method personalises, what single clients get next round. After
+    an abandoned round that is what it was."""
+    if trained.abandoned:
+        return replace(run.state, round=run.state.round + 1), run.targets
     state = run.method.server_step(run.state, trained.total)
     if run.method.personalise is None or not trained.uploads:
         return state, None

@@ -45,6 +45,7 @@ class ClientActor:
         self._about = config, device, features
         self._fresh: Callable[[], ClientHost] | None = None
         self._host: ClientHost | None = None
+        self._before: ClientHost | None = None
 
     def begin(self, data: ClientData, initial: Arrays) -> None:
         """Whose clients these are. Not said to the constructor: Ray may forget a large argument of it, and then could
@@ -66,6 +67,8 @@ class ClientActor:
     def train(self, params: Arrays, round_: int, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """One round; see `clients.train`."""
         self._host = replace(self._in(round_), trained=None)
+        if self._about[0].runtime.recovery == "drop":
+            self._before = self._host
         self._host, report = clients.train(self._host, Broadcast(round_, _own(params)), limit, targets)
         return report
 
@@ -76,6 +79,18 @@ class ClientActor:
         self.train(params, round_, limit, targets)
         for which in kept:
             self.keep_best(round_ + 1, which)
+
+    def leave_out(self, round_: int) -> None:
+        """That round is done without these clients: they are as before it, whether or not they trained meanwhile."""
+        before = self._before if self._before is not None and self._before.round == round_ else self._in(round_)
+        self._host = replace(before, trained=None, round=round_ + 1)
+
+    def join(self, round_: int, kept: Sequence[str]) -> None:
+        """Back, as they are, among the others, which are after `round_` rounds; `kept`: as what those remembered their
+        states in the meantime."""
+        self._host = replace(self._mine(), trained=None, round=round_)
+        for which in kept:
+            self.keep_best(round_, which)
 
     def by_group(self, round_: int, client: np.ndarray, labels: np.ndarray) -> tuple[tuple[Aggregate, ...], Seconds]:
         """Sums by group of what was trained last; see `clients.by_group`."""
@@ -108,7 +123,7 @@ class ClientActor:
         """Back to what these files have, or to the start; after how many rounds that is."""
         if self._fresh is None:
             raise OutOfStepError("an actor was started again and has no clients", "begin() first")
-        fresh = self._fresh()
+        fresh, self._before = self._fresh(), None
         self._host = client_snapshots.read(fresh, folder, files) if files else fresh
         return self._host.round
 

@@ -20,8 +20,9 @@ from fedray.federated.rounds import Outcome
 from fedray.methods import build
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.coordinator import Coordinator
+from fedray.runtime.dropping import DroppingExecutor
 from fedray.runtime.executor import RayExecutor
-from fedray.runtime.failures import most_restarts
+from fedray.runtime.failures import dropping, most_client_restarts
 from fedray.runtime.metrics import RunMetrics
 from fedray.types import Arrays, Broadcast, RoundReport
 
@@ -41,7 +42,8 @@ class DriverActor:
         """Whose run this is (see `ClientActor.begin`). features: the items' content, or None."""
         config, checkpoints = self._about
         method = build(config, n_items, features)
-        executor = RayExecutor(actors, clients, method, births, most_restarts(config))
+        policy, about = dropping(config, len(clients)), (actors, clients, method, births, most_client_restarts(config))
+        executor = DroppingExecutor(*about, policy) if policy else RayExecutor(*about)
         self._made = Coordinator(config, method, executor, checkpoints)
 
     @property

@@ -186,10 +186,17 @@ class RayExecutor:
         for ref in self._restoring.pop(i, []):
             if ray.wait([ref], timeout=0)[0]:
                 blame(ref)
+        self._restoring[i] = self._remade(i) + self._caught_up(i)
+
+    def _remade(self, i: int) -> list[Any]:
+        """A fresh actor's clients as of the last checkpoint."""
         actor = self._actors[i]
-        refs = [actor.begin.remote(*self._births[i]), actor.restore.remote(*self._at)]
-        refs += [actor.replay.remote(t.params, t.round, t.limit, t.targets[i], t.kept) for t in self._since]
-        self._restoring[i] = refs
+        return [actor.begin.remote(*self._births[i]), actor.restore.remote(*self._at)]
+
+    def _caught_up(self, i: int) -> list[Any]:
+        """From there to where the others are."""
+        actor = self._actors[i]
+        return [actor.replay.remote(t.params, t.round, t.limit, t.targets[i], t.kept) for t in self._since]
 
 
 def blame(ref: Any) -> None:

@@ -23,6 +23,7 @@ class RunMetrics:
         )
         self._clients = Counter("fedray_clients_total", "client rounds: ok, dropped, rejected", (*own, "outcome"))
         self._bytes = Counter("fedray_bytes_total", "what would travel between server and clients", (*own, "dir"))
+        self._abandoned = Counter("fedray_rounds_abandoned_total", "rounds with too few clients left", own)
         self._restarted = Counter("fedray_actor_restarts_total", "actors that were lost and made again", own)
         self._round = Gauge("fedray_round", "rounds done", own)
 
@@ -32,6 +33,8 @@ class RunMetrics:
             self._seconds.observe(seconds, {**self._run, "stage": stage})
         self._add(self._clients, "outcome", _outcomes(report))
         self._add(self._bytes, "dir", {"down": report.bytes_down, "up": report.bytes_up})
+        if report.abandoned:
+            self._abandoned.inc(report.abandoned, self._run)
         if (more := report.restarts - self._restarts) > 0:
             self._restarted.inc(more, self._run)
         self._restarts = report.restarts

@@ -60,7 +60,7 @@ def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resour
     """The plan for this run on these resources. Raises `PlacementError` for a GPU that is not there."""
     device = pick_device(config, method, there)
     actors = count_actors(config, len(data), there, device)
-    cohort = cohort_size(len(data), config.train.clients_per_round)
+    cohort = cohort_size(len(data), config.train.clients_per_round, config.train.over_select)
     share = cohort / max(len(data), 1)
     rows = touched_rows(config, data)
     size = sizes(config, method)

@@ -20,7 +20,7 @@ from fedray.runtime import client_actor, driver_actor
 from fedray.runtime.address import reachable
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.executor import as_they_land, get
-from fedray.runtime.failures import most_restarts
+from fedray.runtime.failures import most_client_restarts, most_restarts
 from fedray.runtime.plan import Plan, Resources, even_shards, shards
 from fedray.storage import Storage
 from fedray.types import ClientData, FeatureNames, ItemFeatures
@@ -157,7 +157,7 @@ def crew(
         if checkpoints:
             _check_shared(actors, checkpoints.storage)
         birth = list(actors), births, ray.put(data.client), data.n_items, ray.put(features)
-        driver = driver_actor.Remote.options(num_cpus=0, **_lives(config)).remote(config, checkpoints)
+        driver = driver_actor.Remote.options(num_cpus=0, **_lives(most_restarts(config))).remote(config, checkpoints)
         actors.append(driver)
         get(driver.begin.remote(*birth))
         yield Crew(driver, actors[:-1], birth)
@@ -182,16 +182,17 @@ def _births(config: RunConfig, plan: Plan, data: ClientData, features: ItemFeatu
 def _clients(config: RunConfig, plan: Plan, births: list[list[Any]], features: ItemFeatures | None) -> list[Any]:
     """Client actors, on their way."""
     names = FeatureNames(features.names) if features else None
-    options = {"num_cpus": plan.cpus_per_actor, "num_gpus": plan.gpus_per_actor, **_lives(config)}
+    lives = _lives(most_client_restarts(config))
+    options = {"num_cpus": plan.cpus_per_actor, "num_gpus": plan.gpus_per_actor, **lives}
     actors = [client_actor.Remote.options(**options).remote(config, plan.device, names) for _ in births]
     for actor, birth in zip(actors, births, strict=True):
         actor.begin.remote(*birth)
     return actors
 
 
-def _lives(config: RunConfig) -> dict[str, int]:
+def _lives(most: int) -> dict[str, int]:
     """How often Ray starts an actor again and repeats a request: without end, since the executor counts, or not."""
-    lives = -1 if most_restarts(config) else 0
+    lives = -1 if most else 0
     return {"max_restarts": lives, "max_task_retries": lives}
 
 

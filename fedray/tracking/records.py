@@ -62,6 +62,7 @@ def round_metrics(report: RoundReport, total: Traffic) -> dict[str, float]:
         "fed/clients_ok": report.clients_ok,
         "fed/clients_dropped": report.clients_dropped,
         "fed/clients_rejected": report.clients_rejected,
+        "fed/rounds_abandoned": report.abandoned,
     }
 
 

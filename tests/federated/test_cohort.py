@@ -31,6 +31,15 @@ def test_the_size_is_the_ratio_or_the_number(n, per_round, size):
     assert len(chosen(0, per_round, np.arange(n))) == size
 
 
+@pytest.mark.parametrize(
+    ("per_round", "over", "size"), [(10, 1.3, 13), (0.5, 1.01, 25), (10, 1.19, 11), (40, 2.0, 50), (1000, 1.5, 50)]
+)
+def test_over_selection_is_so_many_times_more_and_keeps_those_asked_for(per_round, over, size):
+    limit = threshold(0, 3, CLIENTS, per_round, over)
+    assert cohort_size(50, per_round, over) == size == members(0, 3, CLIENTS, limit).sum()
+    assert np.isin(chosen(3, per_round), CLIENTS[members(0, 3, CLIENTS, limit)]).all()
+
+
 def test_everyone_needs_no_draw():
     assert threshold(0, 0, CLIENTS, 1.0) == EVERYONE
     np.testing.assert_array_equal(chosen(0, 1.0), CLIENTS)
