@@ -6,6 +6,7 @@ on from their own checkpoints, and those that are over are only told to the sche
 """
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,7 +192,7 @@ def scheduler(sweep: Sweep, past: Sequence[TrialRecord]) -> TrialScheduler:
     if asked.name == "none":
         return FIFOScheduler()
     if asked.name == "median":
-        found: TrialScheduler = MedianStoppingRule(**about)
+        found: TrialScheduler = MedianStoppingRule(**about, min_time_slice=math.inf)  # it never pauses a trial
     else:
         found = ASHAScheduler(**about, max_t=rounds, reduction_factor=asked.reduction)
     for record in past:
