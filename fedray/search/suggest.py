@@ -25,8 +25,10 @@ STATES = {
     "running": TrialState.RUNNING,
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
+    "failed": TrialState.PRUNED,
 }
+"""A trial that failed is one broken off before its first score, the worst there is: TPE keeps away from there, where it
+would forget a FAIL."""
 
 
 def suggested(sweep: Sweep, sequence: Sequence[Settings], number: int, known: Sequence[TrialRecord]) -> Settings | None:
@@ -76,14 +78,13 @@ def study_of(sweep: Sweep, known: Sequence[TrialRecord], sampler: Any = None) ->
     axes = {a.key: a for a in sweep.space}
     for record in sorted(known, key=lambda r: r.number):
         params = {k: _code(axes[k], v) for k, v in record.settings.items()}
-        state, told = STATES[record.state], record.state in ("finished", "pruned")
         study.add_trial(
             optuna.trial.create_trial(
-                state=state if record.points or not told else TrialState.FAIL,
+                state=STATES[record.state],
                 params=params,
                 distributions={k: _distribution(axes[k]) for k in params},
                 value=record.value if record.state == "finished" else None,
-                intermediate_values=dict(record.points) if told else {},
+                intermediate_values=dict(record.points) if record.state in ("finished", "pruned") else {},
             )
         )
     return study

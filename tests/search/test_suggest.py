@@ -56,6 +56,19 @@ def test_broken_off_and_failed_trials_and_running_ones_are_known():
     assert found != suggested(tpe(), [], 9, searched(tpe(), 8))
 
 
+def test_tpe_keeps_away_from_where_trials_fail():
+    def failing(settings):
+        return settings["backbone.lr"] > 0.1
+
+    known = []
+    for n in range(30):
+        settings = suggested(tpe(), [], n, known)
+        done = finished(n, settings, 0.2)
+        known.append(replace(done, state="failed", value=None, points=()) if failing(settings) else done)
+    # A random draw of the range fails half the time.
+    assert sum(failing(r.settings) for r in known[10:]) <= 6
+
+
 def test_tpe_does_not_repeat_itself_in_a_small_space():
     raw = spaced(train__negatives={"choice": [1, 2, 3]}, train__loss={"choice": ["bce", "bpr"]})
     sweep = make_sweep({**raw, "budget": {"trials": 6}})
