@@ -167,6 +167,11 @@ class Stop:
             raise Terminated
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
+    @property
+    def asked(self) -> bool:
+        """Whether there was a signal."""
+        return self._asked
+
     @contextmanager
     def later(self) -> Iterator[None]:
         """What goes on in here is finished first."""

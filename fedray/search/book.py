@@ -34,7 +34,8 @@ ENDS: dict[State, Status] = {"finished": "FINISHED", "pruned": "FINISHED", "fail
 
 
 class Book:
-    """One sweep's. at_once: trials that may be under way; place: of a trial with these settings."""
+    """One sweep's. at_once: trials that may be under way; place: of a trial with these settings. broken_off: by a
+    signal."""
 
     def __init__(
         self, sweep: Sweep, run_id: str, records: Records, tree: Tree, at_once: int, place: Callable[[RunConfig], Place]
@@ -49,6 +50,7 @@ class Book:
         self._console: Console | None = None
         self._thread: ThreadPoolExecutor
         self._done: list[Future[None]] = []
+        self.broken_off = False
         self.metric = rules_of(sweep.job.evaluation).lead
 
     @property
@@ -127,8 +129,10 @@ class Book:
         self._later(self._tree.log, number, result["reports"])
 
     def over(self, number: int) -> None:
-        """A trial is over: by itself, or broken off."""
+        """A trial is over: by itself, or broken off; or the sweep is, and the trial goes on another time."""
         record = self._known[number]
+        if self.broken_off and record.state == "running":
+            return
         self._end(record if record.state != "running" else replace(record, state="pruned"))
 
     def failed(self, number: int, error: str) -> None:

@@ -21,12 +21,12 @@ from rich.console import Console
 
 from fedray.config import RunConfig, make_config
 from fedray.data.protocols import rules_of
-from fedray.errors import UnsupportedError
+from fedray.errors import Terminated, UnsupportedError
 from fedray.family import train_family
 from fedray.job import Prepared, prepare
 from fedray.methods import build
 from fedray.outputs import write_aside
-from fedray.progress import say, signals_raise
+from fedray.progress import Stop, say, signals_raise
 from fedray.runtime import session
 from fedray.runtime.checkpoint import Go
 from fedray.runtime.plan import Resources
@@ -96,18 +96,20 @@ class Tells(tune.Callback):
 
 
 class Limits(tune.Stopper):
-    """The budget in hours and rounds."""
+    """The budget in hours and rounds, and signals."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
+    def __init__(self, book: Book, stop: Stop) -> None:
+        self._book, self._stop = book, stop
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """No trial on its own."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether it is used up."""
-        return self._book.spent()
+        """Whether the budget is used up, or somebody wants an end."""
+        if self._stop.asked:
+            self._book.broken_off = True
+        return self._book.broken_off or self._book.spent()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -150,17 +152,18 @@ def tune_sweep(sweep: Sweep, console: Console, go: Go) -> Book:
         jobs = prepared(sweep, console)
         shared = {k: Shared(j.data, j.dataset.features, j.dataset.fingerprint) for k, j in jobs.items()}
         first = next(iter(jobs.values()))
-        with connected(sweep.job) as there, signals_raise():
+        with connected(sweep.job) as there, signals_raise() as stop:
             place = place_of(sweep.job, sweep, jobs, there)
             at_once = placing.concurrent(place, sweep.config.trials.concurrent, there)
             book = opened(sweep, first, go, at_once, lambda config: place_of(config, sweep, jobs, there))
             say(console, plan_text(sweep, place, at_once, there))
             with book.kept(console, go.resume):
-                _run(sweep, shared, there, book)
+                _run(sweep, shared, there, book, stop)
     return book
 
 
-def _run(sweep: Sweep, shared: dict[str, Shared], there: Resources, book: Book) -> None:
+def _run(sweep: Sweep, shared: dict[str, Shared], there: Resources, book: Book, stop: Stop) -> None:
+    """A signal lets Tune end its trials; a second one does not wait for that."""
     trainable = tune.with_parameters(Trial, shared=shared, asked=sweep.config.trials, there=there)
     with _quiet(), tempfile.TemporaryDirectory(prefix="fedray-tune-") as folder:
         tuner = tune.Tuner(
@@ -175,13 +178,20 @@ def _run(sweep: Sweep, shared: dict[str, Shared], there: Resources, book: Book) 
                 name="trials",
                 storage_path=folder,
                 verbose=0,
-                stop=Limits(book),
+                stop=Limits(book, stop),
                 callbacks=[Tells(book)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=sweep.config.trials.retries),
             ),
         )
-        tuner.fit()
+        with stop.later():
+            try:
+                tuner.fit()
+            except SystemError as error:  # raised by a handler within Ray's compiled code
+                if isinstance(error.__cause__ or error.__context__, Terminated):
+                    raise Terminated from error
+                raise
+    stop.check()
 
 
 def scheduler(sweep: Sweep, past: Sequence[TrialRecord]) -> TrialScheduler:

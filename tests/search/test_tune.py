@@ -192,4 +192,8 @@ def test_stopped_it_says_how_to_go_on(tmp_path):
     await_(tmp_path / ".fedray/checkpoints/night/trials/00001", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130, (tmp_path / "log").read_text()
-    assert "to go on, add: --run-id night --resume-or-start" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "to go on, add: --run-id night --resume-or-start" in log
+    assert "Traceback" not in log and "broken off" not in log
+    there = [json.loads(f.read_text()) for f in (tmp_path / ".fedray/checkpoints/night/trials").glob("*/trial.json")]
+    assert {t["state"] for t in there} == {"running"}  # they go on another time
