@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,17 @@ from fedray.search.sweep import Sweep
 from fedray.tracking.figures import GREY, PALETTE, dress, png
 
 LEAST = 4
-"""Finished trials from which importance says anything."""
+"""Trials from which importance says anything."""
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
 
 
 def drawn(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> dict[str, bytes]:
     """File name -> PNG."""
-    told = [r for r in trials if r.value is not None]
+    told = [r for r in trials if r.points and r.state != "failed"]
     found = {"history": history(sweep, told, metric), "parallel": parallel(sweep, told, metric)}
-    if weights := importance(sweep, told):
-        found["importance"] = bars(weights, f"{sweep.config.name}: share of the variance of {metric} (fANOVA)")
+    weights, round_ = importance(sweep, told)
+    if weights:
+        found["importance"] = bars(weights, f"{sweep.config.name}: share of the variance of {metric} at round {round_}")
     return {f"figures/{name}.png": png(figure) for name, figure in found.items()}
 
 
@@ -36,7 +39,7 @@ def history(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> Figure:
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     values = [r.value or 0.0 for r in trials]
-    for state, colour, marker in (("finished", PALETTE[0], "o"), ("pruned", PALETTE[1], "x"), ("failed", GREY, "s")):
+    for state, colour, marker in (("finished", PALETTE[0], "o"), ("pruned", PALETTE[1], "x")):
         some = [r for r in trials if r.state == state]
         left.scatter([r.number for r in some], [r.value for r in some], c=colour, marker=marker, label=state)
     left.step(
@@ -95,23 +98,25 @@ def _height(axis: Axis, value: Any) -> float:
 
 def _ticks(plot: Axes, x: int, axis: Axis) -> None:
     for value in axis.values:
-        plot.text(x + 0.04, _height(axis, value), value_text(value)[:28], fontsize=8, va="center", color=GREY)
+        plot.text(
+            x + 0.04, _height(axis, value), value_text(value)[:28], fontsize=8, va="center", color=GREY, bbox=BEHIND
+        )
 
 
-def importance(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, float]:
-    """Each setting's share of the variance over finished trials that have it (fANOVA, Hutter et al. 2014), the largest
-    first; empty where there is too little to say."""
-    finished = [r for r in trials if r.state == "finished"]
-    if len(finished) < LEAST or len({r.value for r in finished}) < 2:
-        return {}
-    common = [a.key for a in sweep.space if all(a.key in r.settings for r in finished)]
-    varied = [k for k in common if len({value_text(r.settings[k]) for r in finished}) > 1]
-    if not varied:
-        return {}
+def importance(sweep: Sweep, trials: Sequence[TrialRecord]) -> tuple[dict[str, float], int]:
+    """Each setting's share of the variance over trials (fANOVA, Hutter et al. 2014), the largest first; empty where
+    there is too little to say. And the round at which they are compared, the last one that all of them reached: what
+    came later depends on which were broken off."""
+    round_ = min((r.points[-1][0] for r in trials), default=0)
+    then = [replace(r, state="finished", value=[v for n, v in r.points if n <= round_][-1]) for r in trials]
+    common = [a.key for a in sweep.space if all(a.key in r.settings for r in then)]
+    varied = [k for k in common if len({value_text(r.settings[k]) for r in then}) > 1]
+    if len(then) < LEAST or len({r.value for r in then}) < 2 or not varied:
+        return {}, round_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = FanovaImportanceEvaluator(seed=0)
-        return get_param_importances(study_of(sweep, finished), evaluator=evaluator, params=varied)
+        return get_param_importances(study_of(sweep, then), evaluator=evaluator, params=varied), round_
 
 
 def bars(weights: dict[str, float], title: str) -> Figure:

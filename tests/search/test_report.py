@@ -68,10 +68,31 @@ def test_all_pictures_are_drawn_and_importance_waits_for_trials():
         )
         for n, (lr, loss) in enumerate(zip(rng.uniform(0.01, 1, 20), ["bce", "bpr"] * 10, strict=True))
     ]
-    weights = pictures.importance(SWEPT, many)
+    weights, round_ = pictures.importance(SWEPT, many)
+    assert round_ == 9
     assert list(weights) == ["backbone.lr", "train.loss"]
     assert weights["backbone.lr"] > 0.9 and sum(weights.values()) == pytest.approx(1)
     assert "figures/importance.png" in pictures.drawn(SWEPT, many, "ndcg_at_10")
+
+
+def test_importance_compares_trials_where_all_of_them_were():
+    """A trial that went on is better only for that: at round 3 the two learning rates are alike, the losses are not."""
+    trials = [
+        TrialRecord(
+            n,
+            {"backbone.lr": 0.1 + 0.1 * (n % 2), "train.loss": "bce" if n < 5 else "bpr"},
+            "finished" if n % 2 else "pruned",
+            0.9 if n % 2 else 0.1 + 0.1 * (n < 5),
+            3,
+            ((3, 0.1 + 0.1 * (n < 5)), *([(9, 0.9)] if n % 2 else [])),
+            9,
+            1.0,
+        )
+        for n in range(10)
+    ]
+    weights, round_ = pictures.importance(SWEPT, trials)
+    assert round_ == 3
+    assert weights["train.loss"] > 0.8
 
 
 def test_one_trial_alone_can_be_drawn():
