@@ -169,7 +169,7 @@ def describe(job: JobRecord, reached: RoundStatus | None, flag: str = "") -> Ite
     if job.state in ("failed", "resumable", "stopped"):
         yield (
             "",
-            f"{job.message + '; ' if job.message else ''}`fedray submit JOB --run-id {job.run_id}` goes on with it",
+            f"{job.message.rstrip('.') + '; ' if job.message else ''}`fedray submit JOB --run-id {job.run_id}` goes on with it",
         )
     if reached is None:
         yield "round", "none yet" if not job.over else "none"
