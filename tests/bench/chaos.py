@@ -40,9 +40,9 @@ def main(args: list[str]) -> None:
     kills, folder = int(args[0]) if args else KILLS, tempfile.mkdtemp(prefix="chaos")
     expected = undisturbed(folder)
     with Nodes() as nodes:
-        before = objects()
+        before = objects(nodes)
         found, times, restarts = disturbed(folder, nodes, kills)
-        left = leftovers(before)
+        left = leftovers(nodes, before)
     shutil.rmtree(folder)
     same = {k: equal(found[k], expected[k]) for k in expected}
     done = sum(len(times[k]) for k in KINDS)
@@ -100,7 +100,9 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self._env = runtime_env
-        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_ports(1)[0]}  # 8265 may be somebody's
+        (port,) = free_ports(1)  # 8265 may be somebody else's, and so may be the cluster that Ray finds by itself
+        self.dashboard = f"http://127.0.0.1:{port}"
+        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.workers = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
 
@@ -177,23 +179,23 @@ def kill(whom: list[int], nodes: Nodes, node: Any, wait_s: float) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def objects() -> int:
+def objects(nodes: Nodes) -> int:
     """That anybody on the cluster refers to."""
     from ray.util.state import list_objects
 
     gc.collect()
-    return len(list_objects(limit=10_000, raise_on_missing_output=False))
+    return len(list_objects(nodes.dashboard, limit=10_000, raise_on_missing_output=False))
 
 
-def leftovers(before: int) -> list[str]:
+def leftovers(nodes: Nodes, before: int) -> list[str]:
     """What outlives the run: actors, placement groups, objects that were not there before."""
     from ray.util.state import list_actors, list_placement_groups
 
-    end = time.monotonic() + 30
+    end, living = time.monotonic() + 30, [("state", "!=", "DEAD")]
     while True:
-        found = [f"actor {a.class_name}" for a in list_actors(filters=[("state", "!=", "DEAD")])]
-        found += [f"placement group {p.name}" for p in list_placement_groups() if p.state != "REMOVED"]
-        found += [f"{more} objects"] if (more := objects() - before) > 0 else []
+        found = [f"actor {a.class_name} ({a.state})" for a in list_actors(nodes.dashboard, filters=living)]
+        found += [f"placement group {p.name}" for p in list_placement_groups(nodes.dashboard) if p.state != "REMOVED"]
+        found += [f"{more} objects"] if (more := objects(nodes) - before) > 0 else []
         if not found or time.monotonic() > end:
             return found
         time.sleep(0.5)

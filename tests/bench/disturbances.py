@@ -102,11 +102,11 @@ def run(jumping: bool) -> str:
     with tempfile.TemporaryDirectory() as folder:
         expected = chaos.undisturbed(folder)
         with chaos.Nodes(runtime_env=hook) as nodes:
-            before = chaos.objects()
+            before = chaos.objects(nodes)
             if jumping:
                 jumpy()
             found, times, restarts = chaos.disturbed(folder, nodes, 0)
-            left = chaos.leftovers(before)
+            left = chaos.leftovers(nodes, before)
     different = [k for k in expected if not chaos.equal(found[k], expected[k])]
     if different or left:
         raise SystemExit(f"different: {different}; left: {left}")

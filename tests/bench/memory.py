@@ -1,7 +1,7 @@
 """Memory: the peak of this process while a block runs, of a `fedray train` with all its processes, and whether it is
 flat: `python -m tests.bench.memory JOB [--set ...]` prints what every process of a training has early and late.
 
-    early, late     medians over the ten rounds up to the 20th and up to the last
+    early, late     medians over the ten rounds before the 20th and before the last
     own             memory that no other process has any part in (Pss_Anon)
     store           its part of the object store's pages (Pss_Shmem): who touched a page last shares it with the others
     handles         open files, sockets, pipes
@@ -41,9 +41,9 @@ KINDS = {
     "ray::ClientActor": "client actor",
     "ray::DriverActor": "driver actor",
     "ray::IDLE": "idle worker",
-    "default_worker": "idle worker",
     "gcs_server": "GCS",
     "raylet/raylet": "raylet",
+    "default_worker": "idle worker",
     "runtime_env/agent": "runtime env agent",
     "dashboard/agent": "dashboard agent",
     "log_monitor": "log monitor",
@@ -208,8 +208,8 @@ def table(seen: Watched) -> Table:
 
 
 def early_and_late(looks: list[tuple[int, Look]], last: int) -> tuple[Look, Look] | None:
-    """Medians of the two windows."""
-    windows = [[x for r, x in looks if end - WINDOW < r <= end] for end in (EARLY, last)]
+    """Medians of the two windows; what follows the last round (the test, the end) is in neither."""
+    windows = [[x for r, x in looks if end - WINDOW <= r < end] for end in (EARLY, last)]
     if not all(windows):
         return None
     early, late = (Look(*map(statistics.median, zip(*w, strict=True))) for w in windows)
