@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 ALONE := tests/bench  # they measure time
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench bench-quality bench-chaos clean
+.PHONY: help setup run test check format bench bench-quality bench-chaos bench-cluster clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -41,6 +41,9 @@ bench-quality: $(STAMP) ## rerun the published matrix over seeds; rewrite the RE
 
 bench-chaos: $(STAMP) ## kill actors and nodes 40 times over a run, and compare to the bit: a table
 	$(BIN)/python -m tests.bench.chaos
+
+bench-cluster: $(STAMP) ## a job on a cluster of `ray start`, lost and found, to the bit; on three hosts of their own: HOSTS=--hosts
+	$(BIN)/python -m tests.bench.cluster $(HOSTS)
 
 clean:           ## remove .venv and caches (never your runs)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -189,10 +189,8 @@ def describe(job: JobRecord, reached: RoundStatus | None, flag: str = "") -> Ite
     yield "attempt", f"{job.attempt}  ({job.submission_id})"
     yield "state", job.state + (f" for {clock(time.time() - job.submitted)}" if job.submitted and not job.over else "")
     if job.state in ("failed", "resumable", "stopped"):
-        yield (
-            "",
-            f"{job.message + '; ' if job.message else ''}`fedray submit JOB --run-id {job.run_id}` goes on with it",
-        )
+        why = f"{job.message.rstrip('.')}; " if job.message else ""
+        yield "", f"{why}`fedray submit JOB --run-id {job.run_id}` goes on with it"
     if reached is None:
         yield "round", "none yet" if not job.over else "none"
         return

@@ -33,6 +33,8 @@ ROOT = Path(".fedray") / "jobs"
 START_S = 30.0
 POLL_S = 0.2
 CHUNK = 1 << 16
+SAME_S = 1.5
+"""Psutil has the time of boot in whole seconds, and it may pass to the next one between two looks."""
 
 
 class LocalJobs:
@@ -51,8 +53,9 @@ class LocalJobs:
     def job(self, submission_id: str) -> JobRecord:
         """One job as it is now."""
         folder = self.root / submission_id
-        submitted = float(_read(folder / "job.json")["submitted"])
-        gone = _gone(folder, submitted)  # before the look at the end: it may end between the two
+        asked = _read(folder / "job.json")
+        submitted = float(asked["submitted"])
+        gone = _gone(folder, asked.get("since_boot", 0.0))  # before the look at the end: it may end between the two
         if end := _read(folder / "end.json"):
             return _ended(submission_id, submitted, end)
         if gone:
@@ -77,6 +80,7 @@ class LocalJobs:
     def _write(self, folder: Path, request: Request) -> None:
         """All at once by a rename, which fails if the name is taken."""
         asked = {"command": self._command(folder, request), "cwd": str(self.cwd), "submitted": time.time()}
+        asked["since_boot"] = time.monotonic()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             aside = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
@@ -146,10 +150,11 @@ def _process(folder: Path) -> Path:
 
 
 def _gone(folder: Path, submitted: float) -> bool:
-    """Whether neither the supervisor nor, where that was killed, the job itself runs any more."""
+    """Whether neither the supervisor nor, where that was killed, the job itself runs any more. submitted: by the clock
+    that nobody sets, which starts anew with the machine."""
     process = _read(_process(folder))
     if not process:
-        return time.time() - submitted > START_S
+        return not 0 <= time.monotonic() - submitted <= START_S
     return not any(is_alive(process[who]) for who in ("supervisor", "job"))
 
 
@@ -161,16 +166,22 @@ def _ended(submission_id: str, submitted: float, end: dict[str, Any]) -> JobReco
 
 def identity(pid: int) -> dict[str, Any]:
     """A process, so that another one with its number later is not taken for it."""
-    return {"pid": pid, "created": psutil.Process(pid).create_time()}
+    return {"pid": pid, "created": _since_boot(psutil.Process(pid))}
 
 
 def is_alive(who: dict[str, Any]) -> bool:
     """Whether that very process still runs."""
     try:
         process = psutil.Process(who["pid"])
-        return process.create_time() == who["created"] and process.status() != psutil.STATUS_ZOMBIE
+        same = abs(_since_boot(process) - who["created"]) < SAME_S
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _since_boot(process: psutil.Process) -> float:
+    """When it was made. By the time of day it would be another process as soon as somebody sets the clock."""
+    return process.create_time() - psutil.boot_time()
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -29,8 +29,10 @@ QUIET = {
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_task_events_report_interval_ms": "0",
 }
-"""Defaults for a local cluster, unless the user set them: workers at normal priority, no usage reports."""
+"""Defaults for a local cluster, unless the user set them: workers at normal priority, no usage reports, and no history
+of requests, which the GCS keeps (15 KB a round) for a dashboard: there is none."""
 SEEN = ".seen"
 
 

@@ -165,13 +165,17 @@ def goes_away(config: RunConfig) -> list[str]:
         dumped.pop("tracking")
     if not config.encoders:
         dumped.pop("encoding")
+    if not config.runtime.checkpoint.every:
+        dumped.pop("runtime")
     named = ((key, _value(dumped, key)) for key in WRITTEN)
     return [f"{k}={v}" for k, v in named if v and is_relative(v.removeprefix("sqlite:///"))]
 
 
 def _value(dumped: Mapping[str, Any], key: str) -> str:
-    section, _, name = key.partition(".")
-    return str(dumped.get(section, {}).get(name, "") or "")
+    found: Any = dumped
+    for part in key.split("."):
+        found = found.get(part, {})
+    return str(found or "")
 
 
 def is_relative(path: str) -> bool:

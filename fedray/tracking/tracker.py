@@ -173,6 +173,8 @@ class JsonlTracker:
             raise TrackingError("a run is open already", "finish() before the next start()")
         run_id = start.run_id or uuid.uuid4().hex
         self._last = self._folder / f"{run_id}.jsonl"
+        if start.resume:
+            _without_torn_end(self._last)
         self._recorded = _recorded(self._last) if start.resume else 0
         self._file = _new_file(self._last, "a" if start.run_id else "x")
         self._write(
@@ -259,10 +261,17 @@ def _line(fields: Mapping[str, Any]) -> str:
 
 
 def _recorded(path: Path) -> int:
-    """The last round in the file; a line that is not whole does not count."""
+    """The last round in the file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rounds = [json.loads(line)["round"] for line in lines if '"event": "round"' in line and line.endswith("}")]
+    rounds = [json.loads(line)["round"] for line in lines if '"event": "round"' in line]
     return max(rounds, default=0)
+
+
+def _without_torn_end(path: Path) -> None:
+    """A line that a death cut short goes, before others are put behind it."""
+    whole = path.read_bytes() if path.is_file() else b""
+    if not whole.endswith(b"\n") and whole:
+        os.truncate(path, whole.rfind(b"\n") + 1)
 
 
 def _new_file(path: Path, mode: str = "x") -> IO[str]:

@@ -1,12 +1,14 @@
-"""Kill at random, many times over, and compare to the bit: `python -m tests.bench.chaos [kills]` prints a table.
+"""Kill at random, many times over, and compare to the bit: `python -m tests.bench.chaos [kills]` prints a table. What
+else can go wrong follows, in processes of its own (`tests.bench.disturbances`).
 
 A run of PFedRec on synthetic users, 60 rounds, on a cluster of a head and two worker nodes on this machine. Between and
 in the middle of rounds a client actor, all of them, the driver actor, or a whole worker node is killed with SIGKILL; a
 node that went is replaced. The end is compared with that of an undisturbed serial run: every round's metrics, every
-user's test metrics, the shared parameters. At the end nothing may be left on the cluster. Time to recover: how much
-longer the round took than the median one without a kill.
+user's test metrics, the shared parameters. At the end nothing may be left on the cluster: no actor, no placement group,
+no object more than there were. Time to recover: how much longer the round took than the median one without a kill.
 """
 
+import gc
 import json
 import os
 import random
@@ -22,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench.hosts import free_ports
+
 ROUNDS, KILLS = 60, 40
 KINDS = ("a client", "all clients", "the driver", "a node")
 DATA = {"source": "synthetic", "users": 400, "items": 600}
@@ -31,16 +35,21 @@ PFEDREC = {"backbone": {"name": "fcf", "dim": 32, "lr": 0.1}, "plugins": {"dualp
 def main(args: list[str]) -> None:
     """Run both and compare."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    from tests.bench import disturbances
+
     kills, folder = int(args[0]) if args else KILLS, tempfile.mkdtemp(prefix="chaos")
     expected = undisturbed(folder)
     with Nodes() as nodes:
-        found, times, restarts, left = disturbed(folder, nodes, kills)
+        before = objects(nodes)
+        found, times, restarts = disturbed(folder, nodes, kills)
+        left = leftovers(nodes, before)
     shutil.rmtree(folder)
     same = {k: equal(found[k], expected[k]) for k in expected}
     done = sum(len(times[k]) for k in KINDS)
     print(table(times))
     print(f"\n{done} kills, {restarts} restarts; the same bits: {json.dumps(same)}; left: {left}")
-    if not all(same.values()) or left:
+    well = disturbances.all_of_them()
+    if not all(same.values()) or left or not well:
         raise SystemExit(1)
 
 
@@ -58,8 +67,8 @@ def numbers(reports: list[Any], outcome: Any, saved: Any) -> dict[str, Any]:
     return {
         "rounds": [(r.round, dict(r.metrics), r.bytes_up, r.bytes_down, r.clients_ok) for r in reports],
         "test": dict(outcome.test),
-        "users": {k: np.asarray(v) for k, v in outcome.users.items()},
-        "parameters": saved[0],
+        "users": {k: np.array(v) for k, v in outcome.users.items()},
+        "parameters": {k: np.array(v) for k, v in saved[0].items()},  # copies: views would keep Ray's objects
     }
 
 
@@ -87,16 +96,21 @@ def undisturbed(folder: str) -> dict[str, Any]:
 class Nodes:
     """A head and two worker nodes, as a context; one that is killed is replaced."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime_env: Any = None) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+        self._env = runtime_env
+        (port,) = free_ports(1)  # 8265 may be somebody else's, and so may be the cluster that Ray finds by itself
+        self.dashboard = f"http://127.0.0.1:{port}"
+        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.workers = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
 
     def __enter__(self) -> "Nodes":
         import ray
 
-        ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False, namespace="chaos")
+        quiet = {"logging_level": "ERROR", "log_to_driver": False, "namespace": "chaos"}
+        ray.init(address=self.cluster.address, runtime_env=self._env, **quiet)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -111,8 +125,8 @@ class Nodes:
         return old
 
 
-def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], dict[str, list[float]], int, list[str]]:
-    """(numbers, seconds lost by kind of kill, restarts, what was left)"""
+def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], dict[str, list[float]], int]:
+    """(numbers, seconds lost by kind of kill, restarts)"""
     from fedray.federation import Driver
     from fedray.job import prepare
     from fedray.runtime import session
@@ -143,7 +157,7 @@ def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], di
         found = numbers(reports, driver.asked("finish"), driver.asked("save", f"{folder}/ray"))
     usual = statistics.median(quiet)
     lost = {kind: [max(0.0, t - usual) for t in times[kind]] for kind in KINDS}
-    return found, {**lost, "(a round)": quiet}, reports[-1].restarts, leftovers()
+    return found, {**lost, "(a round)": quiet}, reports[-1].restarts
 
 
 def pids(kind: str, crew: Any, get: Any) -> list[int]:
@@ -165,14 +179,23 @@ def kill(whom: list[int], nodes: Nodes, node: Any, wait_s: float) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def leftovers() -> list[str]:
-    """Actors and placement groups that outlive the run."""
+def objects(nodes: Nodes) -> int:
+    """That anybody on the cluster refers to."""
+    from ray.util.state import list_objects
+
+    gc.collect()
+    return len(list_objects(nodes.dashboard, limit=10_000, raise_on_missing_output=False))
+
+
+def leftovers(nodes: Nodes, before: int) -> list[str]:
+    """What outlives the run: actors, placement groups, objects that were not there before."""
     from ray.util.state import list_actors, list_placement_groups
 
-    end = time.monotonic() + 30
+    end, living = time.monotonic() + 30, [("state", "!=", "DEAD")]
     while True:
-        found = [f"actor {a.class_name}" for a in list_actors(filters=[("state", "!=", "DEAD")])]
-        found += [f"placement group {p.name}" for p in list_placement_groups() if p.state != "REMOVED"]
+        found = [f"actor {a.class_name} ({a.state})" for a in list_actors(nodes.dashboard, filters=living)]
+        found += [f"placement group {p.name}" for p in list_placement_groups(nodes.dashboard) if p.state != "REMOVED"]
+        found += [f"{more} objects"] if (more := objects(nodes) - before) > 0 else []
         if not found or time.monotonic() > end:
             return found
         time.sleep(0.5)

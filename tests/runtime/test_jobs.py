@@ -19,7 +19,8 @@ import pytest
 
 from fedray.errors import ClusterAuthError, ClusterError
 from fedray.runtime import jobs
-from fedray.runtime.local_jobs import is_alive
+from fedray.runtime.job_records import Request
+from fedray.runtime.local_jobs import LocalJobs, identity, is_alive, write_json
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -231,6 +232,20 @@ def test_a_supervisor_that_is_killed_leaves_a_resumable_run(fedray, folder, tmp_
     assert fedray("stop", "orphan", "--local", "--wait")[0] == 0
     code, out, _ = fedray("status", "orphan", "--local")
     assert code == 75 and "gone without an exit code" in out and (tmp_path / "committed").exists()
+
+
+@pytest.mark.parametrize("jump", [86400.0, -86400.0])
+def test_a_clock_that_is_set_ends_no_local_job(tmp_path, monkeypatch, jump):
+    """psutil adds the time of day at boot to a process's age: all processes are of another time then."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: None)
+    here, boot, now = LocalJobs(tmp_path), psutil.boot_time(), time.time
+    here.submit(Request("r-a1", ["train.py", "job.yaml"], Path(HERE)))
+    me = identity(os.getpid())
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot + jump)
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
+    assert here.job("r-a1").state == "pending" and is_alive(me)
+    write_json(tmp_path / "r-a1" / "process.json", {"supervisor": me, "job": {"pid": me["pid"], "created": 1.0}})
+    assert here.job("r-a1").state == "running" and not is_alive({"pid": me["pid"], "created": 1.0})
 
 
 @contextlib.contextmanager

@@ -112,11 +112,17 @@ def test_features_of_ones_own_are_looked_at_too():
 
 
 def test_what_ray_would_remove_with_the_job_is_named():
-    assert shipping.goes_away(config_of()) == ["tracking.uri=sqlite:///mlflow.db"]
+    none = {"checkpoint": {"every": 0}}
+    checkpoints = "runtime.checkpoint.path=.fedray/checkpoints"
+    assert shipping.goes_away(config_of()) == ["tracking.uri=sqlite:///mlflow.db", checkpoints]
+    assert shipping.goes_away(config_of(runtime=none)) == ["tracking.uri=sqlite:///mlflow.db"]
     away = shipping.goes_away(config_of(encoders={"text": {"name": "hashing"}}, tracking={"backend": "none"}))
-    assert away == ["encoding.store=.fedray/embeddings"]
+    assert away == ["encoding.store=.fedray/embeddings", checkpoints]
     for uri in ("http://mlflow:5000", "sqlite:////shared/mlflow.db"):
-        assert shipping.goes_away(config_of(tracking={"uri": uri})) == []
+        assert shipping.goes_away(config_of(tracking={"uri": uri}, runtime=none)) == []
+    for path in ("s3://bucket/fedray", "/shared/fedray"):
+        away = shipping.goes_away(config_of(tracking={"backend": "none"}, runtime={"checkpoint": {"path": path}}))
+        assert away == []
 
 
 def test_the_command_survives_a_shell():

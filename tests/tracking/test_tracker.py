@@ -1,6 +1,7 @@
 """The trackers that need no library."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,21 @@ def test_jsonl_keeps_start_rounds_and_end(tmp_path):
     assert [line["event"] for line in lines] == ["start", "round", "end"]
     assert lines[0]["params"]["name"] == "job" and lines[1]["metrics"] == {"train/loss": None, "val/ndcg_at_10": 0.5}
     assert lines[2]["status"] == "FINISHED" and run_id in tracker.where()
+
+
+def test_jsonl_goes_on_after_a_line_that_a_death_cut_short(tmp_path):
+    for again in range(2):
+        tracker = JsonlTracker(tmp_path)
+        tracker.start(replace(START, run_id="night", resume=True))
+        tracker.log_round(REPORT)
+        tracker.log_round(replace(REPORT, round=again + 2))
+        tracker._file.write('{"event": "round", "round": 9, "metrics": {"a": 1}')
+        tracker._file.close()
+    tracker = JsonlTracker(tmp_path)
+    tracker.start(replace(START, run_id="night", resume=True))
+    tracker.finish(RunEnd("FINISHED"))
+    lines = [json.loads(line) for line in (tmp_path / "night.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines if line["event"] == "round"] == [1, 2, 3]
 
 
 def test_jsonl_lays_files_beside_the_run(tmp_path):
