@@ -2,6 +2,9 @@
 
     round 12/100  loss 0.4120  ndcg_at_10 0.0810 (best 0.0822)  931 clients, 12 dropped, 1 restart  0.20 s  0:00:18 left
 
+       8  trial 7  broken off at round 20  ndcg_at_10 0.0412 (best 0.0522 by trial 3)  1.2 s  backbone.lr=0.1
+
+The second is what a sweep prints when a trial is over, the eighth here.
 What is zero (dropped, rejected, restarts, abandoned) or unknown (a metric that was not measured this round) is not
 printed.
 """
@@ -9,6 +12,7 @@ printed.
 import re
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,29 @@ def last_round(log: str) -> RoundStatus | None:
         return found[-1] if found else None
     measured = next((s for s in reversed(found) if s.metric), found[-1])
     return replace(found[-1], metric=measured.metric, value=measured.value, best=measured.best)
+
+
+class TrialStatus(NamedTuple):
+    """How far a sweep is: trials that are over, and the best so far, "" and None before there is one."""
+
+    ended: int
+    best: str
+    trial: int | None
+
+
+_TRIAL = re.compile(
+    r"(?P<ended>\d+)  trial \d+  (?:done|broken off|FAILED) at round \d+"
+    rf"(?:  (?P<metric>\w+) {_FLOAT})?(?: \(best (?P<best>{_FLOAT}) by trial (?P<trial>\d+)\))?  .*"
+)
+
+
+def last_trial(log: str) -> TrialStatus | None:
+    """The last trial that a log tells of; None where there is none."""
+    for line in reversed(log.splitlines()):
+        if found := _TRIAL.fullmatch(line.strip()):
+            best, by = found["best"] or "", found["trial"]
+            return TrialStatus(int(found["ended"]), best, int(by) if by else None)
+    return None
 
 
 def clock(seconds: float) -> str:

@@ -24,7 +24,7 @@ from fedray.errors import ClusterError, JobError
 from fedray.runtime import job_records as records
 from fedray.runtime import shipping
 from fedray.runtime.job_records import Backend, JobRecord, Request
-from fedray.status_line import RoundStatus, clock, last_round
+from fedray.status_line import RoundStatus, TrialStatus, clock, last_round, last_trial
 from fedray.tracking.redact import redact
 
 POLL_S = 0.5
@@ -174,16 +174,20 @@ def status(name: str, place: Place, as_json: bool) -> int:
     """Where the job is; the exit code says whether it is well, failed, resumable or stopped."""
     there = place.backend()
     job = records.find(name, there.jobs(), there.where)
-    reached = last_round(there.log(job.submission_id))
+    log = there.log(job.submission_id)
+    reached, swept = last_round(log), last_trial(log)
     if as_json:
-        typer.echo(json.dumps({**as_dict(job), "progress": _finite(asdict(reached)) if reached else None}, indent=2))
+        found = {"progress": _finite(asdict(reached)) if reached else None, "sweep": swept and swept._asdict()}
+        typer.echo(json.dumps({**as_dict(job), **found}, indent=2))
     else:
-        for title, text in describe(job, reached, place.flag()):
+        for title, text in describe(job, reached, swept):
             typer.echo(f"{title:<12}{text}")
     return records.status_code(job)
 
 
-def describe(job: JobRecord, reached: RoundStatus | None, flag: str = "") -> Iterator[tuple[str, str]]:
+def describe(
+    job: JobRecord, reached: RoundStatus | None, swept: TrialStatus | None = None
+) -> Iterator[tuple[str, str]]:
     """The lines of `fedray status`."""
     yield "run", job.run_id
     yield "attempt", f"{job.attempt}  ({job.submission_id})"
@@ -191,6 +195,10 @@ def describe(job: JobRecord, reached: RoundStatus | None, flag: str = "") -> Ite
     if job.state in ("failed", "resumable", "stopped"):
         why = f"{job.message.rstrip('.')}; " if job.message else ""
         yield "", f"{why}`fedray submit JOB --run-id {job.run_id}` goes on with it"
+    if swept:
+        yield "trials", f"{swept.ended:,} over" + (f", best {swept.best} by trial {swept.trial}" if swept.best else "")
+        if reached is None:
+            return
     if reached is None:
         yield "round", "none yet" if not job.over else "none"
         return

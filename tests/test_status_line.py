@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedray.progress import Progress
-from fedray.status_line import RoundStatus, clock, format_round, last_round, parse_round, seconds_of
+from fedray.search.records import TrialRecord
+from fedray.search.report import trial_line
+from fedray.status_line import (
+    RoundStatus,
+    TrialStatus,
+    clock,
+    format_round,
+    last_round,
+    last_trial,
+    parse_round,
+    seconds_of,
+)
 from fedray.types import RoundReport
 from tests.helpers import tiny_config
 
@@ -49,6 +61,19 @@ def test_the_last_round_of_a_log_has_the_metric_measured_last():
     log = "\n".join(["plan", format_round(measured), format_round(not_so), "Traceback"])
     assert last_round(log) == RoundStatus(2, 9, 0.4, 5, 0.1, 7, "hr_at_10", 0.3, 0.3)
     assert last_round("nothing\nyet") is None
+
+
+def test_how_far_a_sweep_is():
+    """As the sweep itself prints it."""
+    done = TrialRecord(0, {"backbone.lr": 0.1}, "finished", 0.25, 9, ((9, 0.25),), 9, 2.0)
+    poor = replace(done, number=1, state="pruned", value=0.1, error="")
+    failed = replace(done, number=2, state="failed", value=None, error="NonFiniteLossError: loss is nan")
+    lines = [trial_line(failed, None, "ndcg_at_10", 1), trial_line(done, done, "ndcg_at_10", 2)]
+    assert last_trial(lines[0]) == TrialStatus(1, "", None)
+    assert last_trial("\n".join(["plan", *lines, "Traceback"])) == TrialStatus(2, "0.2500", 0)
+    for record in (poor, failed):
+        assert last_trial(trial_line(record, done, "ndcg_at_10", 3)) == TrialStatus(3, "0.2500", 0)
+    assert last_trial("round 1/3\n 3 trials") is None
 
 
 @given(count)
