@@ -128,7 +128,13 @@ def tune_whole(sweep: Sweep, console: Console, go: Go, out: Path | None) -> dict
     say(console, f"the best settings are {file}: fedray train {file} --seeds 0..4")
     say(console, book.where())
     found = report.summary(sweep, book.run_id, book.trials, book.metric) | {"costs": costs, "job": str(file)}
-    return found | (refit(sweep, best, book.run_id, console) if sweep.config.refit.seeds else {})
+    if not sweep.config.refit.seeds:
+        return found
+    try:
+        return found | refit(sweep, best, book.run_id, console)
+    except (Exception, Terminated):
+        say(console, f"that was the refit; to go on with it, tune again with --run-id {book.run_id} --resume-or-start")
+        raise
 
 
 def refit(sweep: Sweep, best: TrialRecord, run_id: str, console: Console) -> dict[str, Any]:
