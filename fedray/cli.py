@@ -156,6 +156,9 @@ def compare(
     metric: Annotated[list[str] | None, typer.Option(help="e.g. ndcg_at_10; repeatable")] = None,
     format_: Annotated[Literal["markdown", "csv"], typer.Option("--format")] = "markdown",
     out: Annotated[Path | None, typer.Option(help="write the table to this file")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="also write a page with curves, costs and settings: one HTML file")
+    ] = None,
     tracking: Annotated[str, typer.Option(help="tracking URI; empty: that of a job that names none")] = "",
     across_protocols: Annotated[
         bool, typer.Option("--across-protocols", help="allow different data and protocols, without tests")
@@ -170,7 +173,8 @@ def compare(
     from fedray.config import TrackingConfig
     from fedray.outputs import write_aside
 
-    found = compared(what, tracking or TrackingConfig().uri, baseline, metric or [], across_protocols, controls)
+    uri = tracking or TrackingConfig().uri
+    found = compared(what, uri, baseline, metric or [], across_protocols, controls)
     text = render(found, format_)
     for remark in found.remarks:
         typer.secho(remark, err=True, fg="yellow")
@@ -178,6 +182,25 @@ def compare(
         typer.echo(text, nl=False)
     else:
         write_aside(out, text.encode())
+    if report is not None:
+        from fedray.report import comparison_report
+
+        write_aside(report, comparison_report(found, uri, f"Compared: {', '.join(what)}").encode())
+
+
+@app.command()
+def ui(
+    uri: Annotated[str, typer.Option(help="tracking URI; empty: that of a job that names none")] = "",
+    host: Annotated[str, typer.Option(help="address to listen on; others than this machine's own are open to all")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the first free one from 5000 on")] = 0,
+) -> None:
+    """Open MLflow's pages over the runs; Ctrl-C ends it."""
+    from fedray.config import TrackingConfig
+    from fedray.ui import ui as served
+
+    served(uri or TrackingConfig().uri, host, port, _console())
 
 
 @app.command("show-config")

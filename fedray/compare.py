@@ -37,13 +37,18 @@ Tests = Mapping[str, Mapping[str, Difference]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table: its lines metric by metric, the baseline's name ("": no tests), each protocol's note, and what a user
-    should be told aloud."""
+    """A table: its lines metric by metric, the baseline's name ("": no tests), each protocol's note, what a user should
+    be told aloud, and the rows it is of."""
 
     lines: tuple[Line, ...]
     baseline: str
     notes: Mapping[str, str]
     remarks: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def reading(self) -> list[str]:
+        """What a reader of the table must know."""
+        return [*(f"protocol {name}: {note}" for name, note in self.notes.items() if note), *_reading(self)]
 
 
 def compare(
@@ -55,7 +60,18 @@ def compare(
     controls: bool = False,
 ) -> Comparison:
     """The table of the runs that `what` names (see `gather`). Raises the family of `CompareError`."""
-    runs, remarks = usable(gather(what, uri))
+    return compare_runs(gather(what, uri), baseline, metrics, across, controls)
+
+
+def compare_runs(
+    runs: Sequence[Recorded],
+    baseline: str = "",
+    metrics: Sequence[str] = (),
+    across: bool = False,
+    controls: bool = False,
+) -> Comparison:
+    """The table of these runs."""
+    runs, remarks = usable(runs)
     rows = in_rows(runs)
     if len(rows) < 2 and not controls:
         raise NothingToCompareError(f"one row only: {rows[0].name}", "two or more", "Name another run, or --controls.")
@@ -68,15 +84,14 @@ def compare(
     lines = [line for name in chosen for line in (*lines_of(name, rows, tests, base.name), *below[name])]
     more += ["no run kept its controls"] if controls and not any(below.values()) else []
     notes = {row.protocol: row.runs[0].note for row in rows}
-    return Comparison(tuple(lines), base.name if tests else "", notes, (*remarks, *more))
+    return Comparison(tuple(lines), base.name if tests else "", notes, (*remarks, *more), tuple(rows))
 
 
 def render(found: Comparison, form: Literal["markdown", "csv"]) -> str:
     """The table with what a reader must know of it."""
     if form == "csv":
         return csv_text(found.lines, found.notes)
-    notes = [f"protocol {name}: {note}" for name, note in found.notes.items() if note]
-    return markdown(found.lines, found.baseline, [*notes, *_reading(found)])
+    return markdown(found.lines, found.baseline, found.reading())
 
 
 def gather(what: Sequence[str], uri: str) -> list[Recorded]:

@@ -386,12 +386,14 @@ def group_texts(outcome: Outcome, job: Prepared) -> dict[str, str]:
 
 
 def pictures(result: Result, job: Prepared, metric: str) -> dict[str, bytes]:
-    """What there is to draw of the clients, of the parts of the item rows and of groups."""
+    """The report, and what there is to draw of the clients, of the parts of the item rows and of groups."""
     if job.config.tracking.backend == "none":
         return {}
-    from fedray.tracking import group_portraits, portraits  # matplotlib takes a while to import
+    from fedray.report import FILE, run_report  # matplotlib takes a while to import
+    from fedray.tracking import group_portraits, portraits
 
     title = f"{job.config.method_name()}, {job.dataset.name}, seed {job.config.seed}"
     found = portraits.drawn(result.reports, result.outcome, result.gains, metric, title)
     names = groups.names_of(job.dataset.items)
-    return found | group_portraits.drawn(result.reports, result.outcome, names, metric, title)
+    found |= group_portraits.drawn(result.reports, result.outcome, names, metric, title)
+    return found | {FILE: run_report(result.summary(), result.outcome.users, result.reports).encode()}

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
@@ -32,15 +32,20 @@ class Line:
     holm: tuple[float, float] | None = None
 
 
-def markdown(lines: Sequence[Line], baseline: str, notes: Iterable[str]) -> str:
-    """A table per metric, then the notes. `baseline` is the row that all are compared with, "" for no tests."""
+def tables(lines: Sequence[Line], baseline: str) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Head and rows of each metric's table. `baseline` is the row that all are compared with, "" for no tests."""
     tested = ["difference", "95 % interval", "p bootstrap", "p Wilcoxon"] if baseline else []
-    parts = []
     for metric, group in groupby(lines, key=lambda line: line.metric):
-        rows = [["row", "protocol", "seeds", metric, *tested]]
-        rows.append(["---", "---", *["---:"] * (len(rows[0]) - 2)])
-        rows += [_cells(line) + (_test_cells(line, baseline) if baseline else []) for line in group]
-        parts.append("".join(f"| {' | '.join(row)} |\n" for row in rows))
+        rows = [_cells(line) + (_test_cells(line, baseline) if baseline else []) for line in group]
+        yield ["row", "protocol", "seeds", metric, *tested], rows
+
+
+def markdown(lines: Sequence[Line], baseline: str, notes: Iterable[str]) -> str:
+    """A table per metric, then the notes."""
+    parts = []
+    for head, rows in tables(lines, baseline):
+        under = ["---", "---", *["---:"] * (len(head) - 2)]
+        parts.append("".join(f"| {' | '.join(row)} |\n" for row in (head, under, *rows)))
     return "\n".join([*parts, *(f"{note}\n" for note in notes)])
 
 

@@ -173,7 +173,7 @@ class MlflowTracker:
         self._close(spool, self._patience_s)
 
     def run_url(self) -> str:
-        """The last run's page: below the server's address, or where `mlflow ui` serves by default."""
+        """The last run's page: below the server's address, or where `fedray ui` serves by default."""
         base = self._shown_uri if self._shown_uri.startswith("http") else "http://127.0.0.1:5000"
         return f"{base.rstrip('/')}/{self._place}"
 
@@ -184,7 +184,7 @@ class MlflowTracker:
         else:
             head = (
                 f"MLflow: {self._shown_uri}\n"
-                f"open it with: {_mlflow_command()} ui --backend-store-uri {self._shown_uri}\n"
+                f"open it with: {_fedray_command()} ui --uri {self._shown_uri}\n"
                 f"then look at: {self.run_url()}"
             )
         return f"{head}\n{self._waiting}" if self._waiting else head
@@ -330,11 +330,11 @@ def _figures(run: _Run, end: RunEnd) -> dict[str, bytes]:
     return {name: figures.png(figure) for name, figure in drawn.items()}
 
 
-def _mlflow_command() -> str:
-    """`mlflow`, or its path where the environment was not activated."""
-    beside = Path(sys.executable).with_name("mlflow")
-    if shutil.which("mlflow") or not beside.exists():
-        return "mlflow"
+def _fedray_command() -> str:
+    """`fedray`, or its path where the environment was not activated."""
+    beside = Path(sys.executable).with_name("fedray")
+    if shutil.which("fedray") or not beside.exists():
+        return "fedray"
     return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 

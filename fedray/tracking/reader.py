@@ -3,7 +3,7 @@
 import difflib
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -13,11 +13,13 @@ from fedray.errors import AmbiguousRunError, NoSuchRunError
 from fedray.evaluation import users
 from fedray.evaluation.users import Users
 from fedray.tracking import store
+from fedray.tracking.courses import Course, needed
 from fedray.tracking.recorded import Recorded
 from fedray.tracking.redact import redact
 
 PAGE = 1000
 PARENT, STAGE = "mlflow.parentRunId", "fedray.stage"
+SPLITS = ("train", "val", "test", "control")
 _PREFIX = re.compile(r"[0-9a-f]{4,32}")
 
 
@@ -37,6 +39,24 @@ def runs_called(uri: str, name: str) -> list[Recorded]:
         parents = {tag for run in found if (tag := run.data.tags.get(PARENT))}
         names = {parent: client.get_run(parent).info.run_name for parent in parents}
         return [_recorded(client, run, {name, names.get(run.data.tags.get(PARENT, ""), "")}) for run in found]
+
+
+def courses(uri: str, run_ids: Sequence[str], metric: str) -> dict[str, Course]:
+    """How those of the runs that the store has went, as far as a report by `val/<metric>` reads it."""
+    path = store.sqlite_path(uri)
+    if path is not None and not path.is_file():
+        return {}
+    client = store.connect(store.absolute(uri))
+    with store.answering(uri):
+        every = [e.experiment_id for e in client.search_experiments()]
+        listed = ", ".join(f"'{run_id}'" for run_id in run_ids if _PREFIX.fullmatch(run_id))
+        found = _search(client, every, f"attributes.run_id IN ({listed})") if listed else []
+        return {run.info.run_id: _course(client, run, metric) for run in found}
+
+
+def _course(client: MlflowClient, run: Run, metric: str) -> Course:
+    names = [name for name in run.data.metrics if needed(name, metric)]
+    return {name: {p.step: p.value for p in client.get_metric_history(run.info.run_id, name)} for name in names}
 
 
 def _find(client: MlflowClient, uri: str, name: str) -> list[Run]:
@@ -126,6 +146,7 @@ def _recorded(client: MlflowClient, run: Run, called: set[str]) -> Recorded:
         frozenset(called - {""}),
         info.status,
         info.start_time,
+        {name: value for name, value in metrics.items() if name.split("/", 1)[0] not in SPLITS},
     )
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"methods"},
     {"runtime", "tracking", "federation"},
     {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io", "family", "compare", "outputs", "encode"}
-    | {"submit", "status_line"},
+    | {"submit", "status_line", "report", "ui"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

@@ -141,7 +141,7 @@ def test_the_run_ended_and_says_where_it_is(run, place):
     _, found, t, slowest = run
     assert found.info.status == "FINISHED" and found.info.end_time >= found.info.start_time
     assert found.info.run_name == "pfedrec-s3" and slowest < 0.05
-    assert f"mlflow ui --backend-store-uri sqlite:///{place}/mlflow.db" in t.where()
+    assert f"fedray ui --uri sqlite:///{place}/mlflow.db" in t.where()
     assert t.run_url() == f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}"
     assert not list((place / "spool").glob("*"))
 
