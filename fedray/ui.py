@@ -64,7 +64,7 @@ def pick_port(host: str, port: int) -> int:
 
 
 def command(uri: str, host: str, port: int) -> list[str]:
-    """The server's command line. The store is not in it (`environment`): a list of processes shows a password to all."""
+    """The server's command line. The store is not in it (`environment`): a list of processes shows passwords to all."""
     path = store.sqlite_path(uri)
     artifacts = ["--artifacts-destination", str(path.parent / "mlartifacts")] if path else []
     # One worker serves one reader, at a quarter of the memory.

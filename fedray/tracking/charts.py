@@ -59,7 +59,7 @@ def curves(bundles: Sequence[Bundle], x: str, y: str, from_zero: bool) -> str:
 
 
 def spreads(rows: Sequence[tuple[int, Sequence[float]]], x: str) -> str:
-    """A bar a row from its five quantiles, ascending: thin over all, thick over the middle half, a dot at the median."""
+    """A bar a row from its five quantiles, ascending: thin over all, thick over the middle half, a dot at median."""
     with rc_context(SETTINGS):
         figure, axes = _paper(0.9 + 0.32 * len(rows))
         for place, (number, (p10, p25, p50, p75, p90)) in enumerate(rows):
