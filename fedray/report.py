@@ -57,7 +57,7 @@ def report(found: Comparison, courses: Mapping[str, Course], title: str) -> str:
     notes = [*found.reading(), *found.remarks]
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<ul class=key>{''.join(f'<li>{_mark(n, row)}</li>' for n, row in rows)}</ul>",
+        f"<ul class=key>{''.join(f'<li>{_mark(n, row.name)}</li>' for n, row in rows)}</ul>",
         _section("Test metrics", _SAYS_TABLE, *_test_tables(found), *(_soft(note) for note in notes)),
         _section("Learning curves", _SAYS_CURVES, _curves(went, metric), *_without_course(found, courses)),
         _section("Clients", _says_clients(metric), *_clients(rows, metric)),
@@ -112,7 +112,7 @@ def _says_clients(metric: str) -> str:
 
 
 def _test_tables(found: Comparison) -> list[str]:
-    marks = {row.name: _mark(n, row) for n, row in enumerate(found.rows, 1)}
+    marks = {row.name: _short(n, row) for n, row in enumerate(found.rows, 1)}
     return [
         _table(head, [(marks.get(name, escape(name)), cells) for name, *cells in rows])
         for head, rows in tables(found.lines, found.baseline)
@@ -157,7 +157,7 @@ def _clients(rows: Sequence[tuple[int, Row]], metric: str) -> list[str]:
     if not shown:
         return said
     head = ["row", *(f"p{p}" for p in PERCENTILES), "clients at 0"]
-    table = _table(head, [(_mark(n, names[n]), [*(f"{v:.4f}" for v in q), f"{zero:.0%}"]) for n, (q, zero) in shown])
+    table = _table(head, [(_short(n, names[n]), [*(f"{v:.4f}" for v in q), f"{zero:.0%}"]) for n, (q, zero) in shown])
     chart = charts.spreads([(n, q) for n, (q, _) in shown], f"test {metric}")
     return [_figure(f"Test {metric} of the clients", chart), table, *said]
 
@@ -178,7 +178,7 @@ def _cost_sheet(rows: Sequence[tuple[int, Row]], went: Mapping[int, Sequence[Cou
     }
     head = list(dict.fromkeys(name for found in taken.values() for name in found))
     cells = {n: [f"{found[name]:,.6g}" if name in found else "-" for name in head] for n, found in taken.items()}
-    return _table(["row", *head], [(_mark(n, row), cells[n]) for n, row in rows])
+    return _table(["row", *head], [(_short(n, row), cells[n]) for n, row in rows])
 
 
 def _settings(rows: Sequence[tuple[int, Row]]) -> list[str]:
@@ -207,20 +207,25 @@ def _params(row: Row) -> dict[str, str]:
 def _runs(rows: Sequence[tuple[int, Row]]) -> str:
     head = ["row", "run", "name", "seed", "status"]
     table = [
-        (_mark(n, row), [run.run_id, run.params.get("name", "-"), run.seed, run.status])
+        (_short(n, row), [run.run_id, run.params.get("name", "-"), run.seed, run.status])
         for n, row in rows
         for run in row.runs
     ]
     return _table(head, table, "text")
 
 
-def _mark(number: int, row: Row) -> str:
+def _short(number: int, row: Row) -> str:
+    """In a table: what tells rows of one method apart is in the key."""
+    return _mark(number, row.name.partition(", ")[0])
+
+
+def _mark(number: int, name: str) -> str:
     """The row's line as the charts draw it, its number and its name."""
     colour, dashes = charts.style(number)
     line = f'<line x1="1" y1="5" x2="29" y2="5" stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"/>'
     return (
         f'<span class=mark><svg viewBox="0 0 30 10" aria-hidden="true">{line}</svg>'
-        f"<span>{number} {escape(row.name)}</span></span>"
+        f"<span>{number} {escape(name)}</span></span>"
     )
 
 

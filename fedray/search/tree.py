@@ -22,13 +22,13 @@ class Tree:
     def __init__(self, run_id: str, dataset: Mapping[str, Any]) -> None:
         self._run_id, self._dataset = run_id, dataset
         self._parent: Tracker | None = None
-        self._parent_id = ""
+        self._parent_id = self._name = ""
         self._open: dict[int, Tracker] = {}
         self._missed: dict[int, tuple[RunStart, list[RoundReport]]] = {}
 
     def start(self, job: RunConfig, name: str, tags: Mapping[str, str], resume: bool) -> str:
         """The parent. `TrackingError` if the store is away: nothing has been paid for yet."""
-        named = _named(job, f"{name}-sweep")
+        named, self._name = _named(job, f"{name}-sweep"), name
         self._parent = make_tracker(job.tracking)
         self._parent_id = self._parent.start(
             RunStart(
@@ -45,7 +45,7 @@ class Tree:
     def open(self, number: int, job: RunConfig, settings: Settings) -> None:
         """A child, found again by its id where there is one already."""
         tags = {"fedray.stage": TRIAL, "fedray.trial": str(number), "fedray.settings": spell(settings)}
-        named = _named(job, f"{job.name}-t{number:03d}")
+        named = _named(job, f"{self._name}-t{number:03d}")
         start = RunStart(
             named,
             job.method_name(),

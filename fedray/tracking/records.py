@@ -79,7 +79,7 @@ def run_name(start: RunStart) -> str:
     config = start.config
     if start.stage == "encode":
         return f"{config.tracking.run_name or config.name}-encode"
-    if config.tracking.run_name and start.parent_id is None:
+    if config.tracking.run_name and (start.parent_id is None or start.bare):
         return config.tracking.run_name
     return f"{config.tracking.run_name or config.name}-s{config.seed}"
 
