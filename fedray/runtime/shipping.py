@@ -62,7 +62,7 @@ class Job(NamedTuple):
 
 def training(config: RunConfig) -> Job:
     """A training, resolved."""
-    return Job(config, f"jobs/{config.name}.yaml", f"# fingerprint {config.fingerprint()}\n{to_yaml(config)}")
+    return Job(config, f"jobs/{config.name}.yaml", to_yaml(config))
 
 
 def command(job: Job, run_id: str, seeds: str = "") -> list[str]:
@@ -83,7 +83,7 @@ def write_folder(folder: Path, job: Job, run_id: str, extra: Path | None = None)
         each.parent.mkdir(parents=True, exist_ok=True)
     if not entrypoint.exists():
         entrypoint.write_text(ENTRYPOINT_TEXT.format(command=job.command), encoding="utf-8")
-    file.write_text(f"# run {run_id}\n{job.text}", encoding="utf-8")
+    file.write_text(f"# run {run_id}, fingerprint {job.config.fingerprint()}\n{job.text}", encoding="utf-8")
 
 
 def own_package() -> tuple[Path, ...]:

@@ -62,7 +62,6 @@ def by_tpe(sweep: Sweep, number: int, known: Sequence[TrialRecord]) -> Settings:
 
 def _asked(sweep: Sweep, number: int, attempt: int, known: Sequence[TrialRecord]) -> Settings:
     seed = int(seeding.key(sweep.config.search.seed, "search", number, attempt)) % 2**32
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
@@ -74,6 +73,7 @@ def _asked(sweep: Sweep, number: int, attempt: int, known: Sequence[TrialRecord]
 
 def study_of(sweep: Sweep, known: Sequence[TrialRecord], sampler: Any = None) -> optuna.Study:
     """The trials as Optuna knows them, in order of their numbers."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it says of each study that it was made
     study = optuna.create_study(direction="maximize", sampler=sampler)
     axes = {a.key: a for a in sweep.space}
     for record in sorted(known, key=lambda r: r.number):
