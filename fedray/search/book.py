@@ -1,6 +1,7 @@
 """A sweep while it goes: what is asked next and what was answered, kept on disk, in the tracking store and on the
 terminal. Tune's classes in `tune` only hand on to it."""
 
+import itertools
 import json
 import time
 import uuid
@@ -80,7 +81,7 @@ class Book:
             return self._started(self._known[self._left.pop(0)])
         if self.spent():
             return "over"
-        number = len(self._known)
+        number = next(n for n in itertools.count() if n not in self._known)
         known = self._told(number)
         if known is None:
             return None
@@ -187,6 +188,8 @@ class Book:
         try:
             with ThreadPoolExecutor(1) as self._thread:  # trials do not wait for the tracking store
                 yield
+                for number in () if self.broken_off else sorted(self._live):  # the budget was spent
+                    self.over(number)
             for done in self._done:
                 done.result()
             if self.best is None:

@@ -109,8 +109,9 @@ def test_asha_breaks_off_the_poor(two_cpus, here):
 
 
 def test_a_budget_of_rounds_ends_it(two_cpus, here):
-    book = swept("budget={rounds: 20}", "trials.concurrent=1")
-    assert 20 <= sum(r.rounds for r in book.trials) < 29
+    book = swept("budget={rounds: 20}", "trials.concurrent=2")
+    assert 20 <= sum(r.rounds for r in book.trials) < 20 + 2 * 9
+    assert {r.state for r in book.trials} == {"finished", "pruned"}  # those under way were broken off
     assert book.best is not None
 
 
