@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 ALONE := tests/bench  # they measure time
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench bench-quality bench-chaos bench-cluster clean
+.PHONY: help setup run test test-all check format bench bench-quality bench-chaos bench-cluster clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -20,9 +20,12 @@ setup: $(STAMP)  ## make .venv and install (once; again when pyproject.toml or c
 run: $(STAMP)    ## train the quickstart on local Ray, tracked in sqlite:///mlflow.db
 	$(BIN)/fedray train jobs/quickstart.yaml
 
-test: $(STAMP)   ## the whole test suite
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+test: $(STAMP)   ## the test suite but for what starts many processes
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest -q $(ALONE)
+
+test-all: test   ## the whole test suite
+	$(BIN)/python -m pytest -q -m slow
 
 check: $(STAMP)  ## lint, format, types
 	$(BIN)/ruff check fedray jobs tests

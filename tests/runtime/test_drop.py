@@ -124,6 +124,7 @@ def test_a_straggler_is_left_out_and_comes_back_uncounted(ray_cluster):
     assert found[0][-1].restarts == 0
 
 
+@pytest.mark.slow
 def test_too_few_leave_the_model_as_it_was(ray_cluster):
     config = config_of({"min_fraction": 1.0})
 
@@ -139,6 +140,7 @@ def test_too_few_leave_the_model_as_it_was(ray_cluster):
     ] * 3
 
 
+@pytest.mark.slow
 def test_a_driver_that_dies_goes_on_from_its_checkpoint(ray_cluster, tmp_path):
     config = config_of(checkpoint={"path": str(tmp_path), "every": 2})
 

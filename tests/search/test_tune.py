@@ -70,17 +70,20 @@ def test_a_random_sweep_is_the_same_at_any_concurrency(two_cpus, here):
     assert [r.seconds for r in more.trials[:4]] == [r.seconds for r in two.trials]
 
 
+@pytest.mark.slow
 def test_tpe_in_batches_is_the_same_at_any_concurrency(two_cpus, here):
     tpe = ("search={name: tpe, batch: 2, startup: 2}", "budget.trials=6")
     assert told(swept(*tpe, "trials.concurrent=2")) == told(swept(*tpe, "trials.concurrent=1"))
 
 
+@pytest.mark.slow
 def test_a_trial_of_actors_finds_what_a_packed_one_finds(two_cpus, here):
     packed = swept("budget.trials=2", "trials.place=packed")
     actors = swept("budget.trials=2", "trials.place=actors", "runtime.actors=2")
     assert told(packed) == told(actors)
 
 
+@pytest.mark.slow
 def test_eight_at_once_on_two_cpus_come_to_an_end(two_cpus, here):
     small = ("trials.cpus=0.25", "trials.concurrent=8", "budget.trials=8", "train.rounds=3")
     assert len(swept(*small).ended()) == 8
