@@ -47,7 +47,7 @@ class Book:
         self._left: list[int] = []
         self._live: set[int] = set()
         self._sequence = sweep.sequence()
-        self._begun, self._before = time.monotonic(), 0.0
+        self._begun, self._ended, self._before = time.monotonic(), 0.0, 0.0
         self._console: Console | None = None
         self._thread: ThreadPoolExecutor
         self._done: list[Future[None]] = []
@@ -66,8 +66,8 @@ class Book:
 
     @property
     def wall_s(self) -> float:
-        """Seconds since the beginning; those of an earlier process by its trials."""
-        return self._before + time.monotonic() - self._begun
+        """Seconds from the beginning until all trials are over; those of an earlier process by its trials."""
+        return self._before + (self._ended or time.monotonic()) - self._begun
 
     def ended(self) -> list[TrialRecord]:
         """Those that are over."""
@@ -75,6 +75,12 @@ class Book:
 
     def next(self) -> dict[str, Any] | None | Literal["over"]:
         """A trial for Tune: one that an earlier process began, else a new one; None while there is no room."""
+        found = self._next()
+        if found == "over":
+            self._later(report.with_pictures)  # in time for the end, while the last trials go on
+        return found
+
+    def _next(self) -> dict[str, Any] | None | Literal["over"]:
         if len(self._live) >= self.at_once:
             return None
         if self._left:
@@ -183,15 +189,16 @@ class Book:
         if there:
             say(console, f"goes on: {len(self.ended())} trials are over, {len(self._left)} were under way")
         tags = {"fedray.sweep_fingerprint": self.sweep.fingerprint()}
-        self._tree.start(self.sweep.job, self.sweep.config.name, tags, resume)
         end = RunEnd("KILLED")
         try:
             with ThreadPoolExecutor(1) as self._thread:  # trials do not wait for the tracking store
+                self._later(self._tree.start, self.sweep.job, self.sweep.config.name, tags, resume)
                 yield
                 for number in () if self.broken_off else sorted(self._live):  # the budget was spent
                     self.over(number)
             for done in self._done:
                 done.result()
+            self._ended = time.monotonic()
             if self.best is None:
                 raise self._nothing()
             end = report.sweep_end(self.sweep, self.run_id, self.trials, self.metric, self.wall_s, self.at_once)
@@ -203,9 +210,18 @@ class Book:
             if end.status != "FINISHED":
                 say(console, f"to go on, add: --run-id {self.run_id} --resume-or-start")
 
-    def _later(self, what: Callable[..., None], *args: Any) -> None:
-        """In order, one after another."""
-        self._done.append(self._thread.submit(what, *args))
+    def torn(self) -> bool:
+        """Whether something could not be written down: trials from here on would be lost."""
+        return any(done.done() and done.exception() for done in self._done)
+
+    def _unless_torn(self, what: Callable[..., object], *args: Any) -> None:
+        if not self.torn():
+            what(*args)
+
+    def _later(self, what: Callable[..., object], *args: Any) -> None:
+        """In order, one after another, as long as all goes well."""
+        self._done = [done for done in self._done if not done.done() or done.exception()]
+        self._done.append(self._thread.submit(self._unless_torn, what, *args))
 
     def _nothing(self) -> SweepError:
         first = next((r for r in self.trials if r.error), None)

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -60,8 +61,6 @@ def sweep_end(
     sweep: Sweep, run_id: str, trials: Sequence[TrialRecord], metric: str, wall_s: float, at_once: int
 ) -> RunEnd:
     """What the sweep's own run keeps."""
-    from fedray.search import pictures  # matplotlib takes a while to import
-
     best = best_of(trials)
     assert best is not None and best.value is not None
     tags = {f"best.{key}": value_text(value) for key, value in best.settings.items()}
@@ -79,8 +78,15 @@ def sweep_end(
         {"fedray.best_trial": str(best.number), **tags},
         texts,
         {},
-        pictures.drawn(sweep, trials, metric),
+        with_pictures().drawn(sweep, trials, metric),
     )
+
+
+def with_pictures() -> ModuleType:
+    """`pictures`: matplotlib takes a while to import."""
+    from fedray.search import pictures
+
+    return pictures
 
 
 def listed(sweep: Sweep) -> str:

@@ -27,10 +27,10 @@ class Tree:
         self._missed: dict[int, tuple[RunStart, list[RoundReport]]] = {}
 
     def start(self, job: RunConfig, name: str, tags: Mapping[str, str], resume: bool) -> str:
-        """The parent. `TrackingError` if the store is away: nothing has been paid for yet."""
+        """The parent. `TrackingError` if the store is away: little has been paid for yet."""
         named, self._name = _named(job, f"{name}-sweep"), name
-        self._parent = make_tracker(job.tracking)
-        self._parent_id = self._parent.start(
+        parent = make_tracker(job.tracking)
+        self._parent_id = parent.start(
             RunStart(
                 named,
                 job.method_name(),
@@ -40,6 +40,7 @@ class Tree:
                 resume=resume,
             )
         )
+        self._parent = parent
         return self._parent_id
 
     def open(self, number: int, job: RunConfig, settings: Settings) -> None:

@@ -96,7 +96,7 @@ class Tells(tune.Callback):
 
 
 class Limits(tune.Stopper):
-    """The budget in hours and rounds, and signals."""
+    """The budget in hours and rounds, signals, and a book that can't be kept."""
 
     def __init__(self, book: Book, stop: Stop) -> None:
         self._book, self._stop = book, stop
@@ -106,8 +106,8 @@ class Limits(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether the budget is used up, or somebody wants an end."""
-        if self._stop.asked:
+        """Whether the budget is used up, the book can't go on, or somebody wants an end."""
+        if self._stop.asked or self._book.torn():
             self._book.broken_off = True
         return self._book.broken_off or self._book.spent()
 
@@ -176,6 +176,7 @@ def _run(sweep: Sweep, shared: dict[str, Shared], there: Resources, book: Book, 
             tune.with_resources(trainable, bundles),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
+                max_concurrent_trials=book.at_once,  # they start side by side, too: without it one after another
                 search_alg=Asks(book),
                 scheduler=scheduler(sweep, book.ended()),
                 reuse_actors=True,

@@ -13,9 +13,10 @@ import ray
 from mlflow import MlflowClient
 from rich.console import Console
 
-from fedray.errors import PlacementError, ResumeError, SweepError
+from fedray.errors import PlacementError, ResumeError, SweepError, TrackingError
 from fedray.runtime.checkpoint import NEW, Go
 from fedray.search.sweep import make_sweep
+from fedray.search.tree import Tree
 from fedray.search.tune import tune_sweep
 
 ENV = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -125,6 +126,18 @@ def test_trials_that_diverge_are_failures_and_the_sweep_goes_on(two_cpus, here):
     assert "Error" in book.trials[0].error
     with pytest.raises(SweepError, match="none of 1 trials has a result; trial 0: "):
         swept(raw={**wild, "space": {"backbone.lr": {"grid": [1e30]}}})
+
+
+def test_a_store_that_is_away_at_first_stops_it_early(two_cpus, here, monkeypatch):
+    def away(self, *args):
+        raise TrackingError("the store does not answer")
+
+    monkeypatch.setattr(Tree, "start", away)
+    with pytest.raises(TrackingError, match="the store does not answer"):
+        swept("train.rounds=2000", "trials.concurrent=2", go=Go("night"))
+    monkeypatch.undo()
+    book = swept("train.rounds=2000", "budget.rounds=1", "trials.concurrent=2", go=Go("night", resume=True))
+    assert all(r.rounds < 2000 for r in book.trials)
 
 
 COMMAND = [sys.executable, "-m", "fedray.cli", "tune", "sweep.yaml", "--run-id", "night", "--resume-or-start"]
