@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedray import changes as changing
 from fedray.errors import (
     ConfigError,
     ConfigFileError,
@@ -188,6 +189,9 @@ class RunConfig(Closed):
     backbone: Backbone = Field(default_factory=lambda: {"name": "fcf"})  # type: ignore[assignment]
     plugins: Plugins = Field(default_factory=dict, description="applied to the backbone in this order")
     train: TrainConfig = TrainConfig()
+    changes: dict[int, dict[str, Any]] = Field(
+        default_factory=dict, description="round -> settings from the next one on; see fedray.changes"
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     encoding: EncodingConfig = EncodingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -211,9 +215,27 @@ class RunConfig(Closed):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _changes_can_be_made(self) -> "RunConfig":
+        if self.changes:
+            changing.check(self.changes, self.train.rounds, self.model_dump(mode="json", exclude={"changes"}))
+            if self.evaluation.local_only:
+                raise UnsupportedError("evaluation.local_only with changes", "one of them: local training knows none")
+            if not self.runtime.checkpoint.every:
+                raise UnsupportedError("runtime.checkpoint.every is 0 with changes", "checkpoints, to go on from")
+        for round_ in self.changes:
+            self.at(round_)
+        return self
+
+    def at(self, round_: int) -> "RunConfig":
+        """The run as it is after so many rounds, with the changes until there in it."""
+        body = self.model_dump(mode="json", exclude={"changes"})
+        return make_config(changing.laid(body, self.changes, round_), f"changes.{round_}") if self.changes else self
+
     def fingerprint(self) -> str:
         """12 hex digits over everything but `name`, `encoding`, `runtime` and `tracking`."""
-        body = self.model_dump(mode="json", exclude={"name", "encoding", "runtime", "tracking"})
+        left_out = {"name", "encoding", "runtime", "tracking"} | ({"changes"} if not self.changes else set())
+        body = self.model_dump(mode="json", exclude=left_out)
         body["plugins"] = list(body["plugins"].items())  # their order counts, and sort_keys would lose it
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -18,12 +18,14 @@ from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
 from fedray.federated.method import Method, Portrait
 from fedray.federated.rounds import Outcome
+from fedray.methods import build
 from fedray.runtime import session
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.coordinator import Coordinator
 from fedray.runtime.executor import answered, get
 from fedray.runtime.failures import Failures, most_restarts
 from fedray.runtime.plan import Plan
+from fedray.segments import Segments
 from fedray.types import ClientData, ItemFeatures, RoundReport
 
 LONG_S = 60.0
@@ -51,9 +53,24 @@ def federation(
     checkpoints: Checkpoints | None = None,
 ) -> AbstractContextManager[Federation]:
     """In this process, or on Ray, as the plan says."""
+    if config.changes:
+        return _changing(config, data, features, plan, checkpoints)
     if plan.executor == "serial":
         return nullcontext(_serial(config, method, data, plan.device, checkpoints))
     return _on_ray(config, data, features, plan, checkpoints)
+
+
+@contextmanager
+def _changing(
+    config: RunConfig, data: ClientData, features: ItemFeatures | None, plan: Plan, checkpoints: Checkpoints | None
+) -> Iterator[Federation]:
+    assert checkpoints is not None  # the configuration asks for them
+
+    def opened(now: RunConfig) -> AbstractContextManager[Federation]:
+        return federation(now, build(now, data.n_items, features), data, features, plan, checkpoints)
+
+    with Segments(config, checkpoints, opened) as parts:
+        yield Federation(parts.resume, parts.rounds, parts.finish, parts.save, parts.commit)
 
 
 def _serial(

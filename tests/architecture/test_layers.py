@@ -12,11 +12,11 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 LAYERS = [
-    {"types", "errors", "seeding", "config", "sections", "yamls", "fixed_point", "storage"},
+    {"types", "errors", "seeding", "config", "sections", "yamls", "fixed_point", "storage", "changes"},
     {"data", "models", "encoders", "embeddings", "evaluation"},
     {"federated"},
     {"methods"},
-    {"runtime", "tracking", "federation"},
+    {"runtime", "tracking", "federation", "segments"},
     {"cli", "search", "job", "evaluate", "doctor", "progress", "models_io", "family", "compare", "outputs", "encode"}
     | {"submit", "status_line", "report", "ui"},
 ]
