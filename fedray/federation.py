@@ -6,9 +6,9 @@ there they may be without other clients than the first time.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fedray.config import RunConfig
@@ -25,23 +25,11 @@ from fedray.runtime.coordinator import Coordinator
 from fedray.runtime.executor import answered, get
 from fedray.runtime.failures import Failures, most_restarts
 from fedray.runtime.plan import Plan
+from fedray.segments import Federation as Federation
 from fedray.segments import Segments
 from fedray.types import ClientData, ItemFeatures, RoundReport
 
 LONG_S = 60.0
-
-
-@dataclass(frozen=True)
-class Federation:
-    """A run between data and end table. resume: what the rounds up to the last checkpoint said, from where `rounds`
-    goes on. save: folder -> shared parameters, their round, the clients' files. commit: a checkpoint of now; its round,
-    0 where there is none."""
-
-    resume: Callable[[], Sequence[RoundReport]]
-    rounds: Callable[[], Iterator[RoundReport]]
-    finish: Callable[[], Outcome]
-    save: Callable[[str], Any]
-    commit: Callable[[], int]
 
 
 def federation(

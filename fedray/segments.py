@@ -3,8 +3,8 @@ under the new settings, as after a stop. To the bit what it would be if nothing 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fedray.config import RunConfig
 from fedray.errors import CheckpointError
@@ -12,8 +12,18 @@ from fedray.federated.rounds import Outcome
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.types import RoundReport
 
-if TYPE_CHECKING:
-    from fedray.federation import Federation
+
+@dataclass(frozen=True)
+class Federation:
+    """A run between data and end table. resume: what the rounds up to the last checkpoint said, from where `rounds`
+    goes on. save: folder -> shared parameters, their round, the clients' files. commit: a checkpoint of now; its round,
+    0 where there is none."""
+
+    resume: Callable[[], Sequence[RoundReport]]
+    rounds: Callable[[], Iterator[RoundReport]]
+    finish: Callable[[], Outcome]
+    save: Callable[[str], Any]
+    commit: Callable[[], int]
 
 
 class Segments(ExitStack):
@@ -23,7 +33,7 @@ class Segments(ExitStack):
         self,
         config: RunConfig,
         checkpoints: Checkpoints,
-        opened: Callable[[RunConfig], "AbstractContextManager[Federation]"],
+        opened: Callable[[RunConfig], AbstractContextManager[Federation]],
     ) -> None:
         super().__init__()
         self._config, self._checkpoints, self._opened = config, checkpoints, opened

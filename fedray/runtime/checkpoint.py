@@ -95,15 +95,18 @@ class Checkpoints:
             first, last = reports[0].round, reports[-1].round
             self.storage.write(f"{REPORTS}/{first:06d}-{last:06d}.json", _json([asdict(r) for r in reports]))
         own = [aside.write(SERVER, save(snapshot.arrays)), aside.write(REST, _json(snapshot.body))]
-        body = {"format": FORMAT, "round": round_, **self.identity._asdict()}
-        aside.write(MANIFEST, _json({**body, "files": [f._asdict() for f in (*clients, *own)]}))
-        self.storage.publish(name)
+        self._publish(round_, (*clients, *own))
         self._forget()
         return Checkpoint(round_, self.storage.under(name), (*clients, *own))
 
+    def _publish(self, round_: int, files: Sequence[Written]) -> None:
+        body = {"format": FORMAT, "round": round_, **self.identity._asdict(), "files": [f._asdict() for f in files]}
+        self.storage.under(self.storage.aside(_folder(round_))).write(MANIFEST, _json(body))
+        self.storage.publish(_folder(round_))
+
     def newest(self) -> Checkpoint | None:
         """The last one that is whole and of this very run. Raises `ResumeError` where it is of another."""
-        for name in reversed(self._folders()):
+        for name in reversed(_folders(self.storage)):
             try:
                 return self._whole(self.storage.under(name))
             except CheckpointError as error:
@@ -111,9 +114,26 @@ class Checkpoints:
                 warnings.warn(text, FedrayWarning, stacklevel=2)
         return None
 
+    def adopt(self, parent: str) -> None:
+        """Where this run has no checkpoint, the newest of another one that is the same until there: but for `changes`
+        after it. Where that has none (any more), this one makes its rounds itself."""
+        if self.last_round():
+            return
+        there = Storage(f"{self.storage.url.rsplit('/', 1)[0]}/{parent}")
+        for name in reversed(_folders(there)):
+            body, found = _read(there.under(name))
+            self._check_shared(parent, found.round, body)
+            aside = self.aside(found.round)
+            for file in found.files:
+                aside.write(file.name, found.folder.read(file.name, file.sha256))
+            for part in there.under(REPORTS).names():
+                self.storage.write(f"{REPORTS}/{part}", there.under(REPORTS).read(part))
+            self._publish(found.round, found.files)
+            return
+
     def last_round(self) -> int:
         """Of the newest checkpoint, by its name; 0 where there is none. Whether it is whole, `newest` says."""
-        return max((int(n.removeprefix(PREFIX)) for n in self._folders()), default=0)
+        return max((int(n.removeprefix(PREFIX)) for n in _folders(self.storage)), default=0)
 
     def reports(self, until: int) -> list[RoundReport]:
         """What the rounds up to that one said; what later ones said is removed."""
@@ -130,24 +150,26 @@ class Checkpoints:
         parent, name = self.storage.url.rsplit("/", 1)
         Storage(parent).remove(name)
 
-    def _folders(self) -> list[str]:
-        return [n for n in self.storage.names() if n.startswith(PREFIX)]
-
     def _forget(self) -> None:
-        for name in self._folders()[: -self.keep]:
+        for name in _folders(self.storage)[: -self.keep]:
             self.storage.remove(name)
 
     def _whole(self, folder: Storage) -> Checkpoint:
-        try:
-            body = json.loads(folder.read(MANIFEST))
-            files = tuple(Written(**f) for f in body["files"])
-            round_ = int(body["round"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError("its manifest cannot be read", "JSON as written") from error
+        body, found = _read(folder)
         self._check(body)
-        for file in files:
+        for file in found.files:
             folder.read(file.name, file.sha256)
-        return Checkpoint(round_, folder, files)
+        return found
+
+    def _check_shared(self, parent: str, round_: int, body: Mapping[str, Any]) -> None:
+        there, here = body["settings"], self.identity.settings
+        differ = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
+        until_there = [k for k in differ if not k.startswith("changes.") or int(k.split(".")[1]) < round_]
+        if until_there or body["data"] != self.identity.data:
+            text = ", ".join(until_there) or "the data"
+            raise ResumeError(
+                f"run {parent} is another one until round {round_}: {text} differ", "the same until there"
+            )
 
     def _check(self, body: Mapping[str, Any]) -> None:
         mine, run = self.identity, self.identity.run_id
@@ -209,6 +231,20 @@ def environment(device: str) -> dict[str, str]:
     names = ("numpy", "torch", "numba", "scikit-learn", "scipy")
     chip = {"machine": platform.machine(), "device": device, "cpu": torch.backends.cpu.get_cpu_capability()}
     return chip | {f"{name}": version(name) for name in names}
+
+
+def _folders(there: Storage) -> list[str]:
+    return [n for n in there.names() if n.startswith(PREFIX)]
+
+
+def _read(folder: Storage) -> tuple[Mapping[str, Any], Checkpoint]:
+    """A manifest, and the checkpoint that it says is there."""
+    try:
+        body = json.loads(folder.read(MANIFEST))
+        files = tuple(Written(**f) for f in body["files"])
+        return body, Checkpoint(int(body["round"]), folder, files)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("its manifest cannot be read", "JSON as written") from error
 
 
 def _folder(round_: int) -> str:

@@ -22,6 +22,7 @@ from fedray.progress import say
 from fedray.runtime.checkpoint import Go
 from fedray.search import report
 from fedray.search.placing import Place
+from fedray.search.population import Member, member, until
 from fedray.search.records import Records, State, TrialRecord, best_of
 from fedray.search.space import spell
 from fedray.search.suggest import suggested
@@ -47,6 +48,7 @@ class Book:
         self._left: list[int] = []
         self._live: set[int] = set()
         self._sequence = sweep.sequence()
+        self._batch = len(self._sequence) if sweep.config.scheduler.name == "pbt" else sweep.config.search.batch
         self._begun, self._ended, self._before = time.monotonic(), 0.0, 0.0
         self._console: Console | None = None
         self._thread: ThreadPoolExecutor
@@ -91,12 +93,21 @@ class Book:
         known = self._told(number)
         if known is None:
             return None
+        found = self._proposed(number, known)
+        if found is None:
+            return "over"
+        return self._started(TrialRecord(number, found.settings, parent=found.parent, begun=found.begun))
+
+    def _proposed(self, number: int, known: list[TrialRecord]) -> Member | None:
+        if self.sweep.config.scheduler.name == "pbt":
+            return member(self.sweep, self._sequence, number, known)
         settings = suggested(self.sweep, self._sequence, number, known)
-        return "over" if settings is None else self._started(TrialRecord(number, settings))
+        return None if settings is None else Member(settings)
 
     def _told(self, number: int) -> list[TrialRecord] | None:
-        """What the search may know: with `search.batch` all earlier batches, once they are over; else all there is."""
-        if not (size := self.sweep.config.search.batch):
+        """What the search may know: with `search.batch` all earlier batches, once they are over, and so of generations;
+        else all there is."""
+        if not (size := self._batch):
             return self.trials
         earlier = [r for r in self.trials if r.number < number // size * size]
         return None if any(r.state == "running" for r in earlier) else earlier
@@ -106,10 +117,12 @@ class Book:
         self._known[record.number] = record
         self._live.add(record.number)
         self._records.put(record)
-        self._later(self._tree.open, record.number, job, record.settings)
+        self._later(self._tree.open, record.number, job, record.settings, record.parent)
         return {
             "number": record.number,
             "run_id": trial_id(self.run_id, record.number),
+            "parent": "" if record.parent is None else trial_id(self.run_id, record.parent),
+            "until": until(self.sweep, record.number),
             "job": json.dumps(job.model_dump(mode="json")),
             "data": data_key(job),
             "bundles": json.dumps(self._place(job).bundles),
@@ -128,6 +141,7 @@ class Book:
             state=state,
             value=float(result[VALUE]) if points else None,
             best=int(result["best"]),
+            last=float(result["last"]) if points else None,
             points=tuple(sorted(points.items())),
             rounds=rounds,
             seconds=float(result["seconds"]),
@@ -162,7 +176,10 @@ class Book:
         if best is not None and best.value is not None:
             self._tree.best(ended, {f"best/{self.metric}": best.value})
         self._records.put(record)
-        self._records.forget(trial_id(self.run_id, record.number))
+        if self.sweep.config.scheduler.name != "pbt":
+            self._records.forget(trial_id(self.run_id, record.number))
+        elif (earlier := record.number - 2 * self._batch) >= 0:  # of the last generation trials go on
+            self._records.forget(trial_id(self.run_id, earlier))
 
     def _run_end(self, record: TrialRecord) -> RunEnd:
         tags = {"fedray.trial_state": record.state, **({"fedray.error": record.error} if record.error else {})}
@@ -176,7 +193,7 @@ class Book:
     def spent(self) -> bool:
         """Whether the hours or the rounds are used up."""
         budget = self.sweep.config.budget
-        rounds = sum(r.rounds for r in self._known.values())
+        rounds = sum(r.rounds - r.begun for r in self._known.values())
         return bool((budget.hours and self.wall_s > 3600 * budget.hours) or (budget.rounds and rounds >= budget.rounds))
 
     @contextmanager
@@ -199,6 +216,8 @@ class Book:
             for done in self._done:
                 done.result()
             self._ended = time.monotonic()
+            for number in self._known if self._batch else ():
+                self._records.forget(trial_id(self.run_id, number))
             if self.best is None:
                 raise self._nothing()
             end = report.sweep_end(self.sweep, self.run_id, self.trials, self.metric, self.wall_s, self.at_once)

@@ -14,7 +14,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from fedray.search.records import TrialRecord
 from fedray.search.report import value_text
-from fedray.search.space import Axis
+from fedray.search.space import Axis, current
 from fedray.search.suggest import study_of
 from fedray.search.sweep import Sweep
 from fedray.tracking.figures import GREY, PALETTE, dress, png
@@ -70,7 +70,8 @@ def parallel(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> Figure
     low, high = values.min(), max(values.max(), values.min() + 1e-12)
     for r in sorted(trials, key=lambda r: r.value or 0.0):
         share = ((r.value or 0.0) - low) / (high - low)
-        heights = [_height(a, r.settings[a.key]) if a.key in r.settings else np.nan for a in axes_]
+        now = current(r.settings)
+        heights = [_height(a, now[a.key]) if a.key in now else np.nan for a in axes_]
         plot.plot([*heights, share], color=colours(share), lw=0.8 + 1.6 * share, alpha=0.5 + 0.5 * share, marker=".")
     for x, axis in enumerate(axes_):
         _ticks(plot, x, axis)
@@ -111,7 +112,8 @@ def importance(sweep: Sweep, trials: Sequence[TrialRecord]) -> tuple[dict[str, f
     then = [replace(r, state="finished", value=[v for n, v in r.points if n <= round_][-1]) for r in trials]
     common = [a.key for a in sweep.space if all(a.key in r.settings for r in then)]
     varied = [k for k in common if len({value_text(r.settings[k]) for r in then}) > 1]
-    if len(then) < LEAST or len({r.value for r in then}) < 2 or not varied:
+    moved = sweep.config.scheduler.name == "pbt"  # no trial is its settings there
+    if moved or len(then) < LEAST or len({r.value for r in then}) < 2 or not varied:
         return {}, round_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

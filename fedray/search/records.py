@@ -20,7 +20,8 @@ State = Literal["running", "finished", "pruned", "failed"]
 @dataclass(frozen=True)
 class TrialRecord:
     """One trial. value: its best validation metric, at round `best`; points: (round, best so far) at each validation;
-    seconds: that its process worked on it."""
+    last: the metric at the last of them; seconds: that its process worked on it; parent: the trial whose first `begun`
+    rounds are its own, too."""
 
     number: int
     settings: dict[str, Any]
@@ -31,6 +32,9 @@ class TrialRecord:
     rounds: int = 0
     seconds: float = 0.0
     error: str = ""
+    last: float | None = None
+    parent: int | None = None
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,16 @@ class Records:
 def _read(folder: Storage, name: str) -> TrialRecord:
     try:
         body = json.loads(folder.under(name).read("trial.json"))
-        return TrialRecord(**{**body, "points": tuple((int(r), float(v)) for r, v in body["points"])})
+        points = tuple((int(r), float(v)) for r, v in body["points"])
+        return TrialRecord(**{**body, "points": points, "settings": _numbered(body["settings"])})
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{name} cannot be read", "a trial as written", "Remove it to run it again.") from error
+
+
+def _numbered(settings: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no numbers for keys: those of rounds."""
+    changes = {int(r): v for r, v in settings.get("changes", {}).items()}
+    return {**settings, "changes": changes} if changes else settings
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -12,6 +12,7 @@ import yaml
 from fedray.evaluation.significance import compared
 from fedray.evaluation.users import Users
 from fedray.search.records import TrialRecord, best_of
+from fedray.search.space import current
 from fedray.search.sweep import Sweep
 from fedray.tracking.tracker import RunEnd
 
@@ -35,6 +36,8 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 def value_text(value: Any) -> str:
     """As in YAML, numbers with four digits."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {value_text(v)}" for k, v in value.items()) + "}"
     if isinstance(value, float):
         return f"{value:.4g}"
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
@@ -116,7 +119,7 @@ def costs(trials: Sequence[TrialRecord], wall_s: float, at_once: int) -> dict[st
     return {
         "trials": float(len(trials)),
         **counts,
-        "rounds": float(sum(r.rounds for r in trials)),
+        "rounds": float(sum(r.rounds - r.begun for r in trials)),
         "wall_s": wall_s,
         "trial_s": seconds,
         "overhead": wall_s * at_once / seconds - 1 if seconds else 0.0,
@@ -135,13 +138,14 @@ def sweep_markdown(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> 
     head = ["trial", f"validation {metric}", "round", "state", *keys]
     rows = [
         [str(r.number), "" if r.value is None else f"{r.value:.4f}", str(r.best), r.state]
-        + [value_text(r.settings[k]) if k in r.settings else "" for k in keys]
-        for r in ranked(trials)[:TOP]
+        + [value_text(now[k]) if k in now else "" for k in keys]
+        for r, now in ((r, current(r.settings)) for r in ranked(trials)[:TOP])
     ]
     search, count = sweep.config.search, {s: sum(r.state == s for r in trials) for s in ("pruned", "failed")}
+    moved = "; settings are those at a trial's end" if sweep.config.scheduler.name == "pbt" else ""
     about = (
         f"{len(trials)} trials by {search.name} (seed {search.seed}), {count['pruned']} broken off by "
-        f"{sweep.config.scheduler.name}, {count['failed']} failed. Selected on validation; the test set was "
+        f"{sweep.config.scheduler.name}, {count['failed']} failed{moved}. Selected on validation; the test set was "
         "scored of no trial. The best settings are the artifact `best.yaml`: a job for `fedray train`."
     )
     lines = ["| " + " | ".join(c.replace("|", "/") for c in row) + " |" for row in [head, *rows]]
@@ -155,7 +159,8 @@ def trials_csv(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> str:
     writer.writerow(["trial", "state", metric, "best_round", "rounds", "seconds", *keys, "error"])
     for r in trials:
         value = "" if r.value is None else repr(r.value)
-        cells = [value_text(r.settings[k]) if k in r.settings else "" for k in keys]
+        now = current(r.settings)
+        cells = [value_text(now[k]) if k in now else "" for k in keys]
         writer.writerow([r.number, r.state, value, r.best, r.rounds, f"{r.seconds:.3f}", *cells, r.error])
     return out.getvalue()
 

@@ -146,6 +146,14 @@ def laid(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def current(settings: Settings) -> Settings:
+    """A trial's settings after its last change."""
+    now = {k: v for k, v in settings.items() if k != "changes"}
+    for _, changed in sorted(settings.get("changes", {}).items()):
+        now |= changed
+    return now
+
+
 def applies(axis: Axis, raw: Mapping[str, Any]) -> bool:
     """Whether a job with these settings has a use for the axis."""
     section, name, *rest = [*axis.key.split("."), "", ""]

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fedray.changes import may_change
 from fedray.config import RunConfig, make_config, nearest_hint, validated
 from fedray.data.protocols import rules_of
 from fedray.errors import (
@@ -56,11 +57,18 @@ class SearchConfig(Closed):
 
 
 class SchedulerConfig(Closed):
-    """Which trials are broken off, by their best validation metric so far."""
+    """Which trials are broken off, by their best validation metric so far; or (pbt) which go on from another one."""
 
-    name: Literal["asha", "median", "none"] = "asha"
+    name: Literal["asha", "median", "none", "pbt"] = "asha"
     grace: int = Field(0, ge=0, description="rounds that every trial has; 0: a ninth of train.rounds")
     reduction: float = Field(3.0, gt=1, description="asha: of so many trials one goes on at each rung")
+    population: int = Field(8, ge=2, le=10_000, description="pbt: so many trials side by side")
+    interval: int = Field(0, ge=0, description="pbt: rounds of a generation; 0: a fifth of train.rounds")
+    quantile: float = Field(0.25, gt=0, le=0.5, description="pbt: this share of the worst goes on from the best")
+
+    def every(self, rounds: int) -> int:
+        """Rounds of a generation."""
+        return self.interval or max(1, rounds // 5)
 
 
 class BudgetConfig(Closed):
@@ -114,7 +122,11 @@ class SweepConfig(Closed):
     @model_validator(mode="after")
     def _it_ends(self) -> "SweepConfig":
         budget = self.budget
-        if self.search.name != "grid" and not (budget.trials or budget.hours or budget.rounds):
+        if (
+            self.search.name != "grid"
+            and self.scheduler.name != "pbt"
+            and not (budget.trials or budget.hours or budget.rounds)
+        ):
             raise OutOfRangeError(
                 f"budget is empty and search.name is {self.search.name}",
                 "budget.trials, budget.hours or budget.rounds",
@@ -144,8 +156,10 @@ class Sweep:
         return make_config(laid(self.base, {**settings, **NOT_TESTED}))
 
     def sequence(self) -> list[Settings]:
-        """All trials of a grid; as many random ones as the budget has. Of `tpe` nothing is known before."""
-        most = self.config.budget.trials or None
+        """All trials of a grid; as many random ones as the budget or a first generation has. Of `tpe` nothing is known
+        before."""
+        pbt = self.config.scheduler.name == "pbt"
+        most = self.config.scheduler.population if pbt else self.config.budget.trials or None
         if self.config.search.name == "grid":
             found = list(itertools.islice(grid(self.space, self.base), 100_001))
             if most and len(found) > most or len(found) > 100_000:
@@ -260,6 +274,8 @@ def _check(sweep: Sweep) -> None:
         )
     if search.batch and search.name != "tpe":
         raise UnsupportedError(f"search.batch with search.name {search.name}", "search.name: tpe")
+    if sweep.config.scheduler.name == "pbt":
+        _check_population(sweep)
     check(sweep.space, sweep.base)
     for settings in sweep.sequence():
         try:
@@ -267,3 +283,38 @@ def _check(sweep: Sweep) -> None:
         except FedrayError as error:
             error.where = f"trial {json.dumps(settings)}"
             raise
+
+
+def _check_population(sweep: Sweep) -> None:
+    every, rounds = sweep.config.scheduler.every(sweep.job.train.rounds), sweep.job.train.rounds
+    if sweep.config.search.name != "random":
+        raise UnsupportedError(
+            f"scheduler.name: pbt with search.name {sweep.config.search.name}",
+            "search.name: random: it draws the first generation",
+        )
+    if sweep.config.budget.trials:
+        raise UnsupportedError(
+            "scheduler.name: pbt with budget.trials", "scheduler.population; hours and rounds may limit it, too"
+        )
+    if not any(may_change(a.key) for a in sweep.space):
+        keys = ", ".join(a.key for a in sweep.space)
+        raise UnsupportedError(
+            f"none of {keys} may change in a run", "an axis that may (see `changes`), e.g. backbone.lr"
+        )
+    if not sweep.job.evaluation.every <= every < rounds:
+        raise OutOfRangeError(
+            f"scheduler.interval is {every}",
+            f"evaluation.every ({sweep.job.evaluation.every}) or more, and less than train.rounds ({rounds})",
+        )
+    for axis in sweep.space:
+        zeros = [v == 0 for v in axis.values]
+        if may_change(axis.key) and any(zeros) and not all(zeros):
+            raise UnsupportedError(f"space.{axis.key} holds 0", "other numbers: what is off cannot be put on in a run")
+    if sweep.job.train.patience:
+        raise UnsupportedError("scheduler.name: pbt with train.patience", "0: who goes on is decided between trials")
+    if sweep.job.changes:
+        raise UnsupportedError("scheduler.name: pbt on a job with changes", "a job without: they are what it finds")
+    if not sweep.job.runtime.checkpoint.every:
+        raise UnsupportedError(
+            "scheduler.name: pbt with runtime.checkpoint.every 0", "checkpoints: trials go on from them"
+        )

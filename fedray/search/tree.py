@@ -43,9 +43,10 @@ class Tree:
         self._parent = parent
         return self._parent_id
 
-    def open(self, number: int, job: RunConfig, settings: Settings) -> None:
-        """A child, found again by its id where there is one already."""
+    def open(self, number: int, job: RunConfig, settings: Settings, parent: int | None = None) -> None:
+        """A child, found again by its id where there is one already. parent: the trial that it goes on from."""
         tags = {"fedray.stage": TRIAL, "fedray.trial": str(number), "fedray.settings": spell(settings)}
+        tags |= {} if parent is None else {"fedray.trial_parent": str(parent)}
         named = _named(job, f"{self._name}-t{number:03d}")
         start = RunStart(
             named,

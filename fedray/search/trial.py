@@ -38,8 +38,8 @@ class Shared(NamedTuple):
 
 
 class Trial(tune.Trainable):
-    """One trial after another in the same process. `config` has its number, run id, the job as JSON, and which of the
-    data it is on."""
+    """One trial after another in the same process. `config` has its number, run id, the job as JSON, which of the data
+    it is on, its last round and the run id of the trial it goes on from, if any."""
 
     def setup(self, config: dict[str, Any], shared: dict[str, Shared], asked: TrialsConfig, there: Resources) -> None:
         """Ready for the next round, the first one or the one after the last checkpoint."""
@@ -49,37 +49,45 @@ class Trial(tune.Trainable):
     def _open(self, config: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         self._begun = time.perf_counter()
-        self._stack, self._last = ExitStack(), {VALUE: WORST, ROUND: 0, "best": 0}
+        self._stack, self._last = ExitStack(), {VALUE: WORST, ROUND: 0, "best": 0, "last": WORST}
         run: RunConfig = make_config(json.loads(config["job"]))
-        self._most, self._lead = run.train.rounds, f"val/{rules_of(run.evaluation).lead}"
+        self._most, self._lead = int(config["until"]), f"val/{rules_of(run.evaluation).lead}"
         data, features, fingerprint = self._shared[config["data"]]
         method = build(run, data.n_items, features)
         plan = placed(run, self._asked, method, data, self._there).plan
         run = serial(run) if plan.executor == "serial" else run
         go = Go(config["run_id"], resume=bool(run.runtime.checkpoint.every))
         checkpoints = opened(run, fingerprint, plan.device, go)
+        if checkpoints and config["parent"]:
+            checkpoints.adopt(config["parent"])
         clients = self._stack.enter_context(federation(run, method, data, features, plan, checkpoints))
         past = clients.resume() if checkpoints else ()
         self._rounds: Iterator[RoundReport] = _chained(past, clients.rounds())
+        self._commit = clients.commit
 
     def step(self) -> dict[str, Any]:
         """Until the next validation. A failure of the method is an answer; that of a process is Tune's to see."""
         reports: list[RoundReport] = []
         try:
-            over = not self._until_scored(reports) or self._last[ROUND] >= self._most
+            over = not self._until_scored(reports)
+            if over:
+                self._commit()  # others may go on from here
         except FedrayError as error:
             return self._result(reports, True, f"{type(error).__name__}: {error}")
         return self._result(reports, over)
 
     def _until_scored(self, reports: list[RoundReport]) -> bool:
-        """Whether there was one more validation."""
+        """Whether there was one more validation, and rounds are left."""
         for report in self._rounds:
             reports.append(report)
             value = report.metrics.get(self._lead)
             if value is not None:
                 if value > self._last[VALUE]:
                     self._last |= {VALUE: value, "best": report.round}
-                self._last[ROUND] = report.round
+                self._last |= {ROUND: report.round, "last": value}
+            if report.round >= self._most:
+                return False
+            if value is not None:
                 return True
         return False
 

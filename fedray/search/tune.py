@@ -206,7 +206,7 @@ def scheduler(sweep: Sweep, past: Sequence[TrialRecord]) -> TrialScheduler:
     asked, rounds = sweep.config.scheduler, sweep.job.train.rounds
     grace = asked.grace or max(1, rounds // 9)
     about: dict[str, Any] = {"time_attr": ROUND, "metric": VALUE, "mode": "max", "grace_period": grace}
-    if asked.name == "none":
+    if asked.name in ("none", "pbt"):
         return FIFOScheduler()
     if asked.name == "median":
         found: TrialScheduler = MedianStoppingRule(**about, min_time_slice=math.inf)  # it never pauses a trial
@@ -264,7 +264,8 @@ def plan_text(sweep: Sweep, place: Place, at_once: int, there: Resources) -> str
     """What is about to happen."""
     budget = sweep.config.budget
     size = len(sweep.sequence())
-    limits = [f"{size or budget.trials:,} trials"] if size or budget.trials else []
+    limits = [f"{size or budget.trials:,} trials" + " side by side" * (sweep.config.scheduler.name == "pbt")]
+    limits = limits if size or budget.trials else []
     limits += [f"{budget.hours:g} hours"] if budget.hours else []
     limits += [f"{budget.rounds:,} rounds"] if budget.rounds else []
     how = "one process each" if place.packed else f"{len(place.bundles) - 1} client actors each"
@@ -273,10 +274,19 @@ def plan_text(sweep: Sweep, place: Place, at_once: int, there: Resources) -> str
         [
             f"space     {len(sweep.space)} axes: {', '.join(a.key for a in sweep.space)}",
             f"search    {search.name}, seed {search.seed}; {', '.join(limits)} of {sweep.job.train.rounds} rounds",
-            f"stopping  {stops.name}" + ("" if stops.name == "none" else ", by validation alone"),
+            f"stopping  {stops.name}{stopping_text(sweep)}",
             f"trials    {at_once} at once on {there.cpus:g} CPU, {there.gpus:g} GPU; {how} (trials.place)",
         ]
     )
+
+
+def stopping_text(sweep: Sweep) -> str:
+    """What its scheduler does."""
+    asked = sweep.config.scheduler
+    if asked.name == "pbt":
+        every = asked.every(sweep.job.train.rounds)
+        return f": every {every} rounds the worst {asked.quantile:.0%} go on from the best, by validation alone"
+    return "" if asked.name == "none" else ", by validation alone"
 
 
 def bundles(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:

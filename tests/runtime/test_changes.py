@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from fedray.errors import CheckpointError, OutOfRangeError, UnknownKeyError, UnsupportedError, WrongTypeError
+from fedray.errors import (
+    CheckpointError,
+    OutOfRangeError,
+    ResumeError,
+    UnknownKeyError,
+    UnsupportedError,
+    WrongTypeError,
+)
 from fedray.federation import federation
 from fedray.methods import build
 from fedray.runtime.checkpoint import Go, opened
@@ -82,6 +89,37 @@ def test_a_torn_checkpoint_after_a_change_leads_back_before_it(tmp_path):
         (folder / torn / "server.safetensors").write_bytes(b"torn")
     with pytest.warns(UserWarning, match="is skipped"):
         assert numbers(whole(config, Go("r", True))) == undisturbed
+
+
+def test_what_is_shared_need_not_be_trained_twice(tmp_path):
+    """A run goes on from the checkpoint of another one, which is the same until there; else it trains all itself."""
+    parent = config_of(tmp_path, changes={2: {"backbone.lr": 0.2}})
+    child = config_of(tmp_path, changes={2: {"backbone.lr": 0.2}, 6: {"backbone.lr": 0.4}})
+    alone = numbers(whole(config_of(tmp_path / "alone", changes={**child.changes})))
+    assert opened(child, "data", "cpu", Go("c")).adopt("p") is None  # there is no p yet
+    whole(parent, Go("p"), stop_after=7)
+    theirs = opened(child, "data", "cpu", Go("c", True))
+    theirs.adopt("p")
+    assert theirs.last_round() == 6 and theirs.newest().round == 6
+    assert [r.round for r in theirs.reports(6)] == [1, 2, 3, 4, 5, 6]
+    assert numbers(whole(child, Go("c", True))) == alone
+    whole(child, Go("d"), stop_after=4)
+    opened(child, "data", "cpu", Go("d", True)).adopt("p")  # it has rounds of its own
+    assert opened(child, "data", "cpu", Go("d", True)).last_round() == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "said"),
+    [
+        ({2: {"backbone.lr": 0.3}}, "data", "another one until round 6: changes.2.backbone.lr differ"),
+        ({5: {"backbone.lr": 0.3}}, "data", "changes.5.backbone.lr differ"),
+        ({}, "others", "the data differ"),
+    ],
+)
+def test_another_run_is_no_parent(tmp_path, changes, data, said):
+    whole(config_of(tmp_path), Go("p"), stop_after=7)
+    with pytest.raises(ResumeError, match=said):
+        opened(config_of(tmp_path, changes=changes), data, "cpu", Go("c")).adopt("p")
 
 
 def test_what_it_costs_to_change_on_a_full_disk_is_said(tmp_path, monkeypatch):

@@ -40,6 +40,10 @@ def spaced(**axes):
     return {**SWEEP, "space": {k.replace("__", "."): v for k, v in axes.items()}}
 
 
+def pbt(**more):
+    return {**SWEEP, "search": {"name": "random"}, "scheduler": {"name": "pbt"}, "budget": {}, **more}
+
+
 WRONG = [
     (without("base"), errors.WrongTypeError, "base is None"),
     ({**SWEEP, "base": "nowhere.yaml"}, errors.MissingPathError, "nowhere.yaml does not exist"),
@@ -86,6 +90,15 @@ WRONG = [
     (changed(base__backbone__name="fcff"), errors.UnknownNameError, "Did you mean 'fcf'"),
     (changed(base__trains={}), errors.UnknownKeyError, "Did you mean 'train'"),
     (changed(base__evaluation={"options": {"select_split": "test"}}), errors.UnsupportedError, "on the test set"),
+    (pbt(search={"name": "tpe"}), errors.UnsupportedError, "draws the first generation"),
+    (pbt(budget={"trials": 8}), errors.UnsupportedError, "scheduler.population"),
+    (pbt(space={"backbone.dim": {"choice": [4, 8]}}), errors.UnsupportedError, "none of backbone.dim may change"),
+    (pbt(space={"train.negatives": {"randint": [0, 4]}}), errors.UnsupportedError, "space.train.negatives holds 0"),
+    (pbt(scheduler={"name": "pbt", "interval": 9}), errors.OutOfRangeError, "scheduler.interval is 9"),
+    (pbt(scheduler={"name": "pbt", "population": 1}), errors.OutOfRangeError, "scheduler.population is 1"),
+    (pbt(set={"train.patience": 2}), errors.UnsupportedError, "train.patience"),
+    (pbt(set={"changes": {3: {"backbone.lr": 0.1}}}), errors.UnsupportedError, "on a job with changes"),
+    (pbt(set={"runtime.checkpoint.every": 0}), errors.UnsupportedError, "checkpoint.every 0"),
     ({**SWEEP, "set": ["backbone.lr=1"]}, errors.WrongTypeError, "set is"),
 ]
 

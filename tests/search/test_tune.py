@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ import ray
 from mlflow import MlflowClient
 from rich.console import Console
 
+from fedray.config import make_config
 from fedray.errors import PlacementError, ResumeError, SweepError, TrackingError
+from fedray.federated import rounds
+from fedray.federated.clients import make_host
+from fedray.federated.executor import SerialExecutor
+from fedray.job import prepare
+from fedray.methods import build
 from fedray.runtime.checkpoint import NEW, Go
 from fedray.search.sweep import make_sweep
 from fedray.search.tree import Tree
@@ -132,12 +139,43 @@ def test_a_store_that_is_away_at_first_stops_it_early(two_cpus, here, monkeypatc
     def away(self, *args):
         raise TrackingError("the store does not answer")
 
-    monkeypatch.setattr(Tree, "start", away)
-    with pytest.raises(TrackingError, match="the store does not answer"):
+    with monkeypatch.context() as patch, pytest.raises(TrackingError, match="the store does not answer"):
+        patch.setattr(Tree, "start", away)
         swept("train.rounds=2000", "trials.concurrent=2", go=Go("night"))
-    monkeypatch.undo()
     book = swept("train.rounds=2000", "budget.rounds=1", "trials.concurrent=2", go=Go("night", resume=True))
     assert all(r.rounds < 2000 for r in book.trials)
+
+
+PBT = {"scheduler": {"name": "pbt", "population": 3, "interval": 20}, "budget": {}}
+
+
+def test_a_population_is_the_same_at_any_concurrency_and_its_best_is_a_job(two_cpus, here):
+    raw = {**SWEEP, **PBT, "base": {**SWEEP["base"], "train": {"rounds": 12}}}
+    sets = ("scheduler.interval=4", "scheduler.population=4", "search.seed=1")
+    one, two = (swept(*sets, f"trials.concurrent={n}", raw=raw, go=Go(f"of{n}")) for n in (1, 2))
+    assert told(one) == told(two)
+    assert [r.begun for r in one.trials] == [0] * 4 + [4] * 4 + [8] * 4
+    assert [r.rounds for r in one.trials] == [4] * 4 + [8] * 4 + [12] * 4
+    moved = [r for r in one.trials if "changes" in r.settings]
+    assert moved and all(r.parent is not None for r in moved)
+    assert not list((here / ".fedray" / "checkpoints").glob("*-t*"))  # of trials that are over
+    for record in moved:  # from its first round on, as a job of its own
+        job = make_config({**make_sweep(raw, sets).raw(record.settings), "runtime": {"executor": "serial"}})
+        assert whole(job)[: record.rounds] == [v for _, v in record.points], record
+
+
+def whole(config):
+    """The best validation metric so far, by round, of a run in memory: no checkpoints, the settings just swapped."""
+    job = prepare(config)
+    run, where = rounds.start(config, job.method), SerialExecutor([make_host(config, job.method, job.data)])
+    best = []
+    while not rounds.finished(run):
+        now = config.at(run.state.round)
+        method = build(now, job.data.n_items, job.dataset.features)
+        where._hosts = [replace(h, config=now, method=method) for h in where._hosts]
+        run, report = rounds.step(replace(run, config=now, method=method), where)
+        best.append(max([report.metrics["val/ndcg_at_10"], *best[-1:]]))
+    return best
 
 
 COMMAND = [sys.executable, "-m", "fedray.cli", "tune", "sweep.yaml", "--run-id", "night", "--resume-or-start"]
@@ -165,9 +203,12 @@ def children(folder):
     return found
 
 
-def test_killed_in_the_middle_and_resumed_it_is_the_same_sweep(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "trials"), [({}, 4), pytest.param(PBT, 9, marks=pytest.mark.slow)], ids=["random", "pbt"]
+)
+def test_killed_in_the_middle_and_resumed_it_is_the_same_sweep(tmp_path, more, trials):
     """kill -9 of the whole process group while trials run; MLflow's tree ends as if nothing had been."""
-    raw = {**SWEEP, "base": {**SWEEP["base"], "tracking": {"backend": "mlflow"}, "train": {"rounds": 60}}}
+    raw = {**SWEEP, **more, "base": {**SWEEP["base"], "tracking": {"backend": "mlflow"}, "train": {"rounds": 60}}}
     raw["base"]["runtime"] = {"checkpoint": {"every": 5}}
     ends = {}
     for name in ("whole", "killed"):
@@ -176,7 +217,7 @@ def test_killed_in_the_middle_and_resumed_it_is_the_same_sweep(tmp_path):
         (folder / "sweep.yaml").write_text(json.dumps(raw))
         if name == "killed":
             process = started(folder)
-            await_(folder / ".fedray/checkpoints/night/trials/00002", process)
+            await_(folder / f".fedray/checkpoints/night/trials/{trials // 2:05d}", process)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         process = started(folder, "--summary", "s.json")
@@ -191,7 +232,8 @@ def test_killed_in_the_middle_and_resumed_it_is_the_same_sweep(tmp_path):
     assert ends["whole"]["best"] == ends["killed"]["best"]
     tree = children(tmp_path / "killed")
     assert tree == children(tmp_path / "whole")
-    assert sorted(status for status, *_ in tree.values()) == ["FINISHED"] * 5
+    assert sorted(status for status, *_ in tree.values()) == ["FINISHED"] * (trials + 1)
+    assert not [p for p in (tmp_path / "killed/.fedray/checkpoints").iterdir() if "-t" in p.name]
 
 
 def await_(path, process, seconds=120):
