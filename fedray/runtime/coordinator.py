@@ -12,13 +12,12 @@ from fedray.federated.clients import timed
 from fedray.federated.method import Method
 from fedray.federated.rounds import Outcome, Run
 from fedray.runtime.checkpoint import Checkpoint, Checkpoints
+from fedray.runtime.plan import MOST_BYTES
 from fedray.storage import Storage
 from fedray.types import Arrays, RoundReport
 
 SHARE, LEAST_ROUNDS, FIRST_COST_S = 0.05, 10, 1.0
 """Of the time; between two; what the first one is expected to cost."""
-MOST_BYTES = 1 << 30
-"""That the executor may keep since the last checkpoint, to do the rounds again."""
 
 
 class Coordinator:

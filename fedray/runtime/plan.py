@@ -23,6 +23,8 @@ PROCESS_BYTES = 230e6
 """One worker with torch and numba imported, proportional set size, measured."""
 RAY_BYTES = 450e6
 """Ray's own processes on a local node without dashboard, measured."""
+MOST_BYTES = 1 << 30
+"""That the driver may keep of what it sent since the last checkpoint, to do the rounds again; above, it makes one."""
 NS_PER_SAMPLE = {"compiled": 2.0, "vmap": 40.0}
 """Nanoseconds per sample, dimension and local epoch, one core; a guess good to a factor of three."""
 
@@ -70,7 +72,10 @@ def make_plan(config: RunConfig, method: Method, data: ClientData, there: Resour
     serial = config.runtime.executor == "serial"
     labels = 0 if method.guide is None else 1
     server = server_bytes(method, cohort, data.n_items, size, copies=2 if serial else 4)
-    around = server if serial else actors * actor_bytes - actor_bytes + RAY_BYTES + 2 * PROCESS_BYTES + server
+    others = (
+        (actors - 1) * actor_bytes + RAY_BYTES + 2 * PROCESS_BYTES + kept_rounds(config, data.n_items, cohort, size)
+    )
+    around = server + (0.0 if serial else others)
     return Plan(
         actors=actors,
         clients=len(data),
@@ -125,6 +130,14 @@ def server_bytes(method: Method, cohort: int, n_items: int, size: Sizes, copies:
     if not method.collects:
         return 0.0
     return copies * 4.0 * cohort * n_items * size.collected + 4 * 4.0 * cohort**2
+
+
+def kept_rounds(config: RunConfig, n_items: int, cohort: int, size: Sizes) -> float:
+    """What is kept of rounds until the next checkpoint, at most: what went down, with the clients' targets."""
+    again = config.runtime.recovery != "none" and config.runtime.checkpoint.every
+    each = 4.0 * (n_items * (size.shared + cohort * size.collected) + size.dense)
+    between = config.train.rounds if again == "auto" else int(again or 1)
+    return min(between * each, float(MOST_BYTES))
 
 
 def _up_bytes(method: Method, rows: np.ndarray, share: float, n_items: int, size: Sizes) -> float:

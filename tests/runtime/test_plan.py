@@ -112,6 +112,20 @@ def synthetic(clients, items, each):
     return ClientData(np.arange(clients), train, *held_out, items)
 
 
+def test_rounds_are_kept_until_the_next_checkpoint():
+    def kept(method=FCF, **runtime):
+        config = tiny_config(method, {"rounds": 50}, runtime=runtime)
+        made = build(config, DATA.n_items)
+        return planning.kept_rounds(config, DATA.n_items, 23, planning.sizes(config, made))
+
+    table = 4 * 8 * DATA.n_items
+    assert kept() == 50 * table  # of `auto` nothing is known but that there are no more rounds
+    assert kept(checkpoint={"every": 7}) == 7 * table
+    assert kept(recovery="none") == kept(checkpoint={"every": 0}) == table
+    assert kept(GPFEDREC, checkpoint={"every": 1}) > 23 * table
+    assert kept(GPFEDREC, checkpoint={"every": 1_000_000}) == planning.MOST_BYTES
+
+
 def test_a_private_table_is_kept_as_the_rows_ever_touched():
     """FedRAP over FCF: 12 more rows of 8 trained, start and end; and by 10 rounds 60 (1 - e^-1) rows of 8 and an id a
     client, now, at the best round and in hand."""
