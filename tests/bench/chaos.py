@@ -1,5 +1,6 @@
 """Kill at random, many times over, and compare to the bit: `python -m tests.bench.chaos [kills]` prints a table. What
-else can go wrong follows, in processes of its own (`tests.bench.disturbances`).
+else can go wrong follows, in processes of its own (`tests.bench.disturbances`). With `--drop` the same kills under
+`runtime.recovery: drop`: no bits to compare, but each round's clients are counted, and none may be lost for good.
 
 A run of PFedRec on synthetic users, 60 rounds, on a cluster of a head and two worker nodes on this machine. Between and
 in the middle of rounds a client actor, all of them, the driver actor, or a whole worker node is killed with SIGKILL; a
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,9 @@ def main(args: list[str]) -> None:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from tests.bench import disturbances
 
+    if "--drop" in args:
+        dropping(*[int(a) for a in args if a != "--drop"])
+        return
     kills, folder = int(args[0]) if args else KILLS, tempfile.mkdtemp(prefix="chaos")
     expected = undisturbed(folder)
     with Nodes() as nodes:
@@ -53,11 +58,33 @@ def main(args: list[str]) -> None:
         raise SystemExit(1)
 
 
-def config_of(folder: str, executor: str) -> Any:
+def dropping(kills: int = KILLS) -> None:
+    """The kills without recovery: prints how many clients were missing, and what it did to the end."""
+    folder = tempfile.mkdtemp(prefix="chaos")
+    expected = undisturbed(folder)
+    with Nodes() as nodes:
+        before = objects(nodes)
+        found, times, restarts = disturbed(folder, nodes, kills, "drop")
+        left = leftovers(nodes, before)
+    shutil.rmtree(folder)
+    everybody, ok = DATA["users"], [clients for *_, clients in found["rounds"]]
+    missing = [everybody - n for n in ok]
+    print(table(times))
+    print(f"\n{kills} kills, {restarts} restarts; rounds without somebody: {sum(n > 0 for n in missing)} of {len(ok)}")
+    print(f"clients missing in such a round, median: {statistics.median([n for n in missing if n] or [0]):.0f}")
+    print(f"clients in the test: {len(found['users']['client'])} of {everybody}; left: {left}")
+    ends = [float(numbers["test"]["ndcg_at_10"]) for numbers in (expected, found)]
+    print(f"ndcg_at_10 {ends[0]:.4f} undisturbed, {ends[1]:.4f} with kills")
+    if left or len(ok) != ROUNDS or len(found["users"]["client"]) != everybody or not any(missing):
+        raise SystemExit(1)
+
+
+def config_of(folder: str, executor: str, recovery: str = "exact") -> Any:
     """A round takes some 40 ms; a checkpoint every fifth."""
     from fedray.config import make_config
 
     runtime = {"executor": executor, "actors": 2, "checkpoint": {"path": folder, "every": 5}, "max_restarts": 1000}
+    runtime["recovery"] = recovery
     body = {"data": DATA, **PFEDREC, "train": {"rounds": ROUNDS}, "evaluation": {"controls": False}}
     return make_config({**body, "runtime": runtime})
 
@@ -125,7 +152,9 @@ class Nodes:
         return old
 
 
-def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], dict[str, list[float]], int]:
+def disturbed(
+    folder: str, nodes: Nodes, kills: int, recovery: str = "exact"
+) -> tuple[dict[str, Any], dict[str, list[float]], int]:
     """(numbers, seconds lost by kind of kill, restarts)"""
     from fedray.federation import Driver
     from fedray.job import prepare
@@ -134,7 +163,7 @@ def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], di
     from fedray.runtime.executor import get
     from fedray.runtime.plan import make_plan
 
-    config, rng = config_of(folder, "ray"), random.Random(7)
+    config, rng = config_of(folder, "ray", recovery), random.Random(7)
     job = prepare(config)
     plan = make_plan(config, job.method, job.data, session.resources())
     when = sorted(rng.sample(range(1, ROUNDS), min(kills, ROUNDS - 1)))
@@ -162,11 +191,16 @@ def disturbed(folder: str, nodes: Nodes, kills: int) -> tuple[dict[str, Any], di
 
 def pids(kind: str, crew: Any, get: Any) -> list[int]:
     """Whom this kind of kill meets."""
+    from fedray.errors import FedrayError
+
     if kind == "the driver":
         return [get(crew.driver.pid.remote())]
     if kind == "a node":
         return []
-    alive = [get(a.ready.remote())["pid"] for a in crew.clients]
+    alive = []
+    for actor in crew.clients:
+        with suppress(FedrayError):  # under drop the last kill's actor may still be away
+            alive.append(get(actor.ready.remote())["pid"])
     return alive if kind == "all clients" else alive[:1]
 
 
