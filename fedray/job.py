@@ -31,7 +31,7 @@ from fedray.federated.rounds import Outcome
 from fedray.federation import Federation, federation
 from fedray.methods import build
 from fedray.models_io import save_model
-from fedray.progress import EncodeProgress, Progress, Stop, one_by_one, say, signals_raise
+from fedray.progress import EncodeProgress, Progress, Stop, one_by_one, say, signals_heard, signals_raise
 from fedray.runtime import plan as planning
 from fedray.runtime import session
 from fedray.runtime.checkpoint import NEW, Checkpoints, Go, opened
@@ -160,7 +160,8 @@ def train(
         run_id = tracker.start(RunStart(*about_run, run_id=own_id, resume=go.resume))
         end = RunEnd("KILLED")
         try:
-            result = _tracked(job, plan, tracker, run_id, console, save, begun, checkpoints, go.resume, stop)
+            with signals_heard():
+                result = _tracked(job, plan, tracker, run_id, console, save, begun, checkpoints, go.resume, stop)
             end = run_end(result, job, "FINISHED")
             if checkpoints and not go.run_id:
                 checkpoints.clear()

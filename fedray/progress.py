@@ -197,11 +197,23 @@ def signals_raise() -> Iterator[Stop]:
         yield stop
         return
     try:
-        yield stop
+        with signals_heard():
+            yield stop
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_heard() -> Iterator[None]:
+    """Around Ray: its compiled code makes a `SystemError` of what a signal's handler raised within it."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__ or error.__context__, Terminated):
+            raise Terminated from error
+        raise
 
 
 T = TypeVar("T")

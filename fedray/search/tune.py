@@ -26,7 +26,7 @@ from fedray.family import train_family
 from fedray.job import Prepared, prepare
 from fedray.methods import build
 from fedray.outputs import write_aside
-from fedray.progress import Stop, say, signals_raise
+from fedray.progress import Stop, say, signals_heard, signals_raise
 from fedray.runtime import session
 from fedray.runtime.checkpoint import Go
 from fedray.runtime.plan import Resources
@@ -191,13 +191,8 @@ def _run(sweep: Sweep, shared: dict[str, Shared], there: Resources, book: Book, 
                 failure_config=tune.FailureConfig(max_failures=sweep.config.trials.retries),
             ),
         )
-        with stop.later():
-            try:
-                tuner.fit()
-            except SystemError as error:  # raised by a handler within Ray's compiled code
-                if isinstance(error.__cause__ or error.__context__, Terminated):
-                    raise Terminated from error
-                raise
+        with stop.later(), signals_heard():
+            tuner.fit()
     stop.check()
 
 
