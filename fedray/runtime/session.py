@@ -2,6 +2,8 @@
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,8 +44,9 @@ def connected(config: RunConfig, namespace: str, there: Resources) -> Iterator[N
     mine = not ray.is_initialized()
     if mine:
         try:
-            _init(config, namespace, there)
-        except SystemExit:  # Ray's own answer to SIGTERM while it starts
+            with _signals_wait():
+                _init(config, namespace, there)
+        except (SystemExit, Terminated):  # SystemExit: Ray's own answer to SIGTERM at the end of its start
             ray.shutdown()
             raise Terminated from None
     try:
@@ -51,6 +54,29 @@ def connected(config: RunConfig, namespace: str, there: Resources) -> Iterator[N
     finally:
         if mine:
             ray.shutdown()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """A signal while Ray starts is heard once it has started: half a Ray cannot be ended well. A second one at once."""
+    heard: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        heard.append(number)
+        if len(heard) > 1:
+            raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    for first in heard:
+        signal.raise_signal(first)
 
 
 def _init(config: RunConfig, namespace: str, there: Resources) -> None:

@@ -1,11 +1,16 @@
 """The plan: what is asked, by hand; and what is refused before anything starts."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
-from fedray.errors import MemoryPlanError, PlacementError, UnsupportedError
+from fedray.errors import MemoryPlanError, PlacementError, Terminated, UnsupportedError
 from fedray.methods import build
+from fedray.progress import signals_raise
 from fedray.runtime import plan as planning
+from fedray.runtime import session
 from fedray.runtime.address import reachable
 from fedray.runtime.plan import Resources
 from fedray.types import ClientData, Ragged
@@ -168,3 +173,17 @@ def test_shards_hold_every_client_once_and_are_even():
 
 def test_reachable_needs_a_port_to_ask():
     assert reachable("auto") and reachable("") and not reachable("127.0.0.1:9") and not reachable("ray://127.0.0.1:9")
+
+
+def test_a_signal_while_ray_starts_waits_until_it_has_started_and_a_second_one_does_not():
+    started = []
+    with pytest.raises(Terminated), signals_raise(), session._signals_wait():
+        os.kill(os.getpid(), signal.SIGTERM)
+        started.append("one")
+    with pytest.raises(Terminated), signals_raise(), session._signals_wait():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        started.append("two")
+    assert started == ["one"]
+    with signals_raise(), session._signals_wait():
+        pass
