@@ -179,6 +179,10 @@ Encoders = Annotated[dict[str, SerializeAsAny[EncoderConfig]], BeforeValidator(_
 Plugins = Annotated[dict[str, SerializeAsAny[Closed]], BeforeValidator(_plugins)]
 
 
+ELSEWHERE = ("name", "encoding", "runtime", "tracking")
+"""Sections that change no number of a run."""
+
+
 class RunConfig(Closed):
     """One run. `fingerprint` covers what can change its numbers."""
 
@@ -234,8 +238,7 @@ class RunConfig(Closed):
 
     def fingerprint(self) -> str:
         """12 hex digits over everything but `name`, `encoding`, `runtime` and `tracking`."""
-        left_out = {"name", "encoding", "runtime", "tracking"} | ({"changes"} if not self.changes else set())
-        body = self.model_dump(mode="json", exclude=left_out)
+        body = self.model_dump(mode="json", exclude={*ELSEWHERE, *(() if self.changes else ("changes",))})
         body["plugins"] = list(body["plugins"].items())  # their order counts, and sort_keys would lose it
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -37,6 +37,7 @@ Each message says where, what was found, what was expected and what to do about 
     +- ContentError                   exit code 1: the content of items, asked for on a client
     +- EncoderError                   exit code 1: an encoder that does not work, or was closed
     +- CheckpointError                exit code 1: a checkpoint that is missing, torn or cannot be shared
+    |  +- BeforeChangeError           the newest whole one is from before a change of settings
     +- OutOfStepError                 exit code 1: a client actor asked for another round than it is in
     +- ResourceError                  exit code 3
     |  +- MemoryPlanError             the plan does not fit; says the figures
@@ -217,6 +218,10 @@ class EncoderError(FedrayError):
 
 class CheckpointError(FedrayError):
     """A checkpoint that is missing, torn, or not where all who need it can reach it."""
+
+
+class BeforeChangeError(CheckpointError):
+    """The newest whole checkpoint is from before a change of settings, and not for the settings after it."""
 
 
 class OutOfStepError(FedrayError):

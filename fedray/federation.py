@@ -7,7 +7,7 @@ there they may be without other clients than the first time.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -54,11 +54,17 @@ def _changing(
 ) -> Iterator[Federation]:
     assert checkpoints is not None  # the configuration asks for them
 
-    def opened(now: RunConfig) -> AbstractContextManager[Federation]:
-        return federation(now, build(now, data.n_items, features), data, features, plan, checkpoints)
+    def opened(now: RunConfig, own: Checkpoints) -> AbstractContextManager[Federation]:
+        return federation(now, build(now, data.n_items, features), data, features, plan, own)
 
-    with Segments(config, checkpoints, opened) as parts:
-        yield Federation(parts.resume, parts.rounds, parts.finish, parts.save, parts.commit)
+    with closing(Segments(config, checkpoints, opened)) as parts:
+        yield Federation(
+            parts.resume,
+            parts.rounds,
+            lambda: parts.now().finish(),
+            lambda folder: parts.now().save(folder),
+            lambda: parts.now().commit(),
+        )
 
 
 def _serial(
@@ -93,7 +99,7 @@ def _on_ray(
             driver.rounds,
             lambda: copied(driver.asked("finish")),
             lambda folder: driver.asked("save", folder),
-            lambda: int(get(crew.driver.commit.remote())),
+            driver.commit,
         )
 
 
@@ -141,6 +147,16 @@ class Driver:
                 self._again(error)
             for _ in self.rounds():
                 pass
+
+    def commit(self) -> int:
+        """A checkpoint of the last round that was seen; its round."""
+        while True:
+            try:
+                return int(get(self._actor.commit.remote()))
+            except FedrayError as error:
+                self._again(error)
+            while self._at < self._seen:
+                self._step()
 
     def _step(self) -> Sequence[RoundReport]:
         """What the next round says; or, after a death, all up to the checkpoint: its last may not have arrived."""

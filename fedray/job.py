@@ -38,6 +38,7 @@ from fedray.runtime.checkpoint import NEW, Checkpoints, Go, opened
 from fedray.runtime.encoding import Pools, no_pools, pools
 from fedray.runtime.features import with_features
 from fedray.runtime.plan import Plan, Resources
+from fedray.segments import widest_plan
 from fedray.tracking.records import params
 from fedray.tracking.tracker import RunEnd, RunStart, Status, Tracker, make_tracker
 from fedray.types import ClientData, Dataset, RoundReport
@@ -130,7 +131,7 @@ def local_plan(job: Prepared, console: Console | None) -> Plan:
 
 def checked_plan(job: Prepared, there: Resources, console: Console | None) -> Plan:
     """The plan on these resources: printed where there is a console, then refused if it does not fit."""
-    plan = planning.make_plan(job.config, job.method, job.data, there)
+    plan = widest_plan(job.config, job.method, job.data, job.dataset.features, there)
     if console is not None:
         say(console, planning.render(plan, job.config))
     planning.check(plan, job.config, there)
@@ -304,14 +305,14 @@ def conclude(
     gained = ablation.gains(outcome.users, parts, metric, job.data, names)
     test = {**outcome.test, **slices.of_run(outcome.users, job.data, names)}
     outcome = replace(outcome, test=test, ablation=parts)
-    tests = {name: found["test"] for name, found in control.items()}
-    if outcome.local_only:
-        tests["local_only"] = dict(outcome.local_only["test"])
+    alone = outcome.local_only
+    tests = {name: dict(found["test"]) for name, found in control.items()}
+    tests |= {"local_only": dict(alone["test"])} if alone else {}
     stages = sorted({k for r in reports for k in r.seconds})
     took = {k: statistics.median(r.seconds.get(k, 0.0) for r in reports) for k in stages}
     timing = {"total": seconds, "rounds": float(len(reports)), **{f"{k}_median": v for k, v in took.items()}}
-    alone = {"local_only": outcome.local_only["valid"]} if outcome.local_only else {}
-    valid = {**{name: found["valid"] for name, found in control.items()}, **alone}
+    valid = {name: found["valid"] for name, found in control.items()}
+    valid |= {"local_only": dict(alone["valid"])} if alone else {}
     references = {name: found[job.rules.lead] for name, found in valid.items()}
     flags = flags_of(job, outcome, tests)
     return Result(run_id, outcome, tests, references, timing, flags, about(job), gained, tuple(reports))
@@ -334,8 +335,7 @@ def about(job: Prepared) -> dict[str, Any]:
 
 def flags_of(job: Prepared, outcome: Outcome, tests: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """Tags that warn: the test set was looked at, held-out items leak, or scores do not differ."""
-    flags: dict[str, str] = {}
-    name = job.rules.lead
+    flags, name = dict[str, str](), job.rules.lead
     if job.rules.select_split == "test":
         flags["fedray.flag.selected_on_test"] = f"the round was chosen on the test set ({job.rules.name}): not held out"
     if outcome.local_only_diverged:

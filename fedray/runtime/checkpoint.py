@@ -14,15 +14,15 @@ import json
 import platform
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 from safetensors.numpy import load, save
 
-from fedray.config import RunConfig, flatten
-from fedray.errors import CheckpointError, FedrayWarning, ResumeError
+from fedray.config import ELSEWHERE, RunConfig, flatten
+from fedray.errors import BeforeChangeError, CheckpointError, FedrayWarning, ResumeError
 from fedray.federated.run_snapshots import Snapshot
 from fedray.storage import Storage, Written
 from fedray.types import RoundReport
@@ -71,6 +71,8 @@ class Checkpoints:
     keep: int
     last: bool = True
     """Also one of the last round, for a run that may be asked for again."""
+    since: int = 0
+    """The settings are those from this round on: older ones are of others."""
 
     def aside(self, round_: int) -> Storage:
         """Where the files of a checkpoint are written; what a death left there goes first."""
@@ -95,23 +97,32 @@ class Checkpoints:
             first, last = reports[0].round, reports[-1].round
             self.storage.write(f"{REPORTS}/{first:06d}-{last:06d}.json", _json([asdict(r) for r in reports]))
         own = [aside.write(SERVER, save(snapshot.arrays)), aside.write(REST, _json(snapshot.body))]
-        self._publish(round_, (*clients, *own))
-        self._forget()
+        self._publish(round_, (*clients, *own), self.identity.environment)
+        self._forget(round_)
         return Checkpoint(round_, self.storage.under(name), (*clients, *own))
 
-    def _publish(self, round_: int, files: Sequence[Written]) -> None:
-        body = {"format": FORMAT, "round": round_, **self.identity._asdict(), "files": [f._asdict() for f in files]}
+    def _publish(self, round_: int, files: Sequence[Written], made_in: Mapping[str, str]) -> None:
+        own = self.identity._replace(environment=made_in)
+        body = {"format": FORMAT, "round": round_, **own._asdict(), "files": [f._asdict() for f in files]}
         self.storage.under(self.storage.aside(_folder(round_))).write(MANIFEST, _json(body))
         self.storage.publish(_folder(round_))
 
     def newest(self) -> Checkpoint | None:
-        """The last one that is whole and of this very run. Raises `ResumeError` where it is of another."""
-        for name in reversed(_folders(self.storage)):
+        """The last one that is whole and of this very run. Raises `ResumeError` where it is of another, and
+        `BeforeChangeError`."""
+        found = self._first_whole(self.storage, self._whole)
+        if (found.round if found else 0) < self.since:
+            raise BeforeChangeError(
+                f"the newest whole checkpoint is of round {found.round if found else 0}", f"{self.since}"
+            )
+        return found
+
+    def _first_whole(self, there: Storage, read: Callable[[Storage], Checkpoint]) -> Checkpoint | None:
+        for name in reversed(_folders(there)):
             try:
-                return self._whole(self.storage.under(name))
+                return read(there.under(name))
             except CheckpointError as error:
-                text = f"{self.storage.url}/{name} is skipped: {error}"
-                warnings.warn(text, FedrayWarning, stacklevel=2)
+                warnings.warn(f"{there.url}/{name} is skipped: {error}", FedrayWarning, stacklevel=3)
         return None
 
     def adopt(self, parent: str) -> None:
@@ -120,26 +131,29 @@ class Checkpoints:
         if self.last_round():
             return
         there = Storage(f"{self.storage.url.rsplit('/', 1)[0]}/{parent}")
-        for name in reversed(_folders(there)):
-            body, found = _read(there.under(name))
-            self._check_shared(parent, found.round, body)
-            aside = self.aside(found.round)
-            for file in found.files:
-                aside.write(file.name, found.folder.read(file.name, file.sha256))
-            for part in there.under(REPORTS).names():
-                self.storage.write(f"{REPORTS}/{part}", there.under(REPORTS).read(part))
-            self._publish(found.round, found.files)
-            return
+        self._first_whole(there, lambda folder: self._copied(parent, folder))
+
+    def _copied(self, parent: str, folder: Storage) -> Checkpoint:
+        body, found = _read(folder)
+        self._check_shared(parent, found.round, body)
+        aside, said = self.aside(found.round), Storage(folder.url.rsplit("/", 1)[0]).under(REPORTS)
+        for file in found.files:
+            aside.write(file.name, folder.read(file.name, file.sha256))
+        for name in said.names():
+            if _last_of(name) <= found.round:
+                self.storage.write(f"{REPORTS}/{name}", said.read(name))
+        self._publish(found.round, found.files, body["environment"])
+        return found
 
     def last_round(self) -> int:
         """Of the newest checkpoint, by its name; 0 where there is none. Whether it is whole, `newest` says."""
-        return max((int(n.removeprefix(PREFIX)) for n in _folders(self.storage)), default=0)
+        return max(map(_round, _folders(self.storage)), default=0)
 
     def reports(self, until: int) -> list[RoundReport]:
         """What the rounds up to that one said; what later ones said is removed."""
         folder, found = self.storage.under(REPORTS), list[RoundReport]()
         for name in folder.names():
-            if int(name.split("-")[1].removesuffix(".json")) > until:
+            if _last_of(name) > until:
                 folder.remove(name)
             else:
                 found += [RoundReport(**r) for r in json.loads(folder.read(name))]
@@ -150,8 +164,11 @@ class Checkpoints:
         parent, name = self.storage.url.rsplit("/", 1)
         Storage(parent).remove(name)
 
-    def _forget(self) -> None:
-        for name in _folders(self.storage)[: -self.keep]:
+    def _forget(self, round_: int) -> None:
+        """All but the newest; a later one than this was torn, or this round would not have come again."""
+        there = _folders(self.storage)
+        later = [n for n in there if _round(n) > round_]
+        for name in (*later, *[n for n in there if n not in later][: -self.keep]):
             self.storage.remove(name)
 
     def _whole(self, folder: Storage) -> Checkpoint:
@@ -164,7 +181,8 @@ class Checkpoints:
     def _check_shared(self, parent: str, round_: int, body: Mapping[str, Any]) -> None:
         there, here = body["settings"], self.identity.settings
         differ = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
-        until_there = [k for k in differ if not k.startswith("changes.") or int(k.split(".")[1]) < round_]
+        ours = [k for k in differ if k.partition(".")[0] not in ELSEWHERE]
+        until_there = [k for k in ours if not k.startswith("changes.") or int(k.split(".")[1]) < round_]
         if until_there or body["data"] != self.identity.data:
             text = ", ".join(until_there) or "the data"
             raise ResumeError(
@@ -245,6 +263,14 @@ def _read(folder: Storage) -> tuple[Mapping[str, Any], Checkpoint]:
         return body, Checkpoint(int(body["round"]), folder, files)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError("its manifest cannot be read", "JSON as written") from error
+
+
+def _round(folder: str) -> int:
+    return int(folder.removeprefix(PREFIX))
+
+
+def _last_of(reports: str) -> int:
+    return int(reports.split("-")[1].removesuffix(".json"))
 
 
 def _folder(round_: int) -> str:

@@ -193,7 +193,7 @@ class Book:
     def spent(self) -> bool:
         """Whether the hours or the rounds are used up."""
         budget = self.sweep.config.budget
-        rounds = sum(r.rounds - r.begun for r in self._known.values())
+        rounds = sum(max(0, r.rounds - r.begun) for r in self._known.values())
         return bool((budget.hours and self.wall_s > 3600 * budget.hours) or (budget.rounds and rounds >= budget.rounds))
 
     @contextmanager

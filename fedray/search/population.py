@@ -50,22 +50,26 @@ def member(sweep: Sweep, first: Sequence[Settings], number: int, known: Sequence
         return None
     before = [r for r in known if r.number // size == generation - 1]
     parent, moves = parent_of(sweep, before, place)
+    if parent is None:
+        return None
     if not moves:
         return Member(parent.settings, parent.number, begun)
     moved = explored(sweep, parent.settings, generation, place)
     return Member(with_change(parent.settings, begun, moved), parent.number, begun)
 
 
-def parent_of(sweep: Sweep, before: Sequence[TrialRecord], place: int) -> tuple[TrialRecord, bool]:
+def parent_of(sweep: Sweep, before: Sequence[TrialRecord], place: int) -> tuple[TrialRecord | None, bool]:
     """The trial that the one at `place` goes on from, and whether its settings move: its own predecessor as it is, or,
-    of the worst, one of the best."""
-    ranked = sorted(before, key=lambda r: (-(r.last if r.last is not None else -np.inf), r.number))
+    of the worst and of those that failed, one of the best. None where all have failed."""
+    alive = {r.number: r.last for r in before if r.state != "failed" and r.last is not None}
+    ranked = sorted(before, key=lambda r: (-alive.get(r.number, -np.inf), r.number))
     share = max(1, int(len(ranked) * sweep.config.scheduler.quantile))
     own = next(r for r in before if r.number % len(before) == place)
-    if own not in ranked[-share:]:
+    if own.number in alive and own not in ranked[-share:]:
         return own, False
+    best = ranked[: min(share, len(alive))]
     key = seeding.key(sweep.config.search.seed, "search", own.number, place)
-    return ranked[seeding.below(key, np.uint64(0), share)], True
+    return (best[seeding.below(key, np.uint64(0), len(best))], True) if best else (None, False)
 
 
 def explored(sweep: Sweep, settings: Settings, generation: int, place: int) -> Settings:

@@ -105,9 +105,10 @@ def _numbered(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The highest validation metric, of trials that were broken off, too; the first of equal ones."""
+    """The highest validation metric, of trials that were broken off, too; of equal ones that which went furthest, then
+    the first."""
     told = [r for r in records if r.value is not None and r.state in ("finished", "pruned")]
-    return max(told, key=lambda r: (r.value or 0.0, -r.number), default=None)
+    return max(told, key=lambda r: (r.value or 0.0, r.rounds, -r.number), default=None)
 
 
 def _json(body: Any) -> bytes:

@@ -119,7 +119,7 @@ def costs(trials: Sequence[TrialRecord], wall_s: float, at_once: int) -> dict[st
     return {
         "trials": float(len(trials)),
         **counts,
-        "rounds": float(sum(r.rounds - r.begun for r in trials)),
+        "rounds": float(sum(max(0, r.rounds - r.begun) for r in trials)),
         "wall_s": wall_s,
         "trial_s": seconds,
         "overhead": wall_s * at_once / seconds - 1 if seconds else 0.0,

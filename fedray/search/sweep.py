@@ -41,6 +41,12 @@ NOT_TESTED = {
 }
 """Laid over every trial: of its model nothing but validation is scored."""
 
+NEEDS = (
+    "search.name: random, which draws the first generation; no budget but of hours or rounds; checkpoints, no patience "
+    "and no changes; an axis of what may change (see `changes`), without 0: what is off cannot be put on in a run"
+)
+"""What population based training asks of a sweep."""
+
 
 class SearchConfig(Closed):
     """What is tried next."""
@@ -286,35 +292,25 @@ def _check(sweep: Sweep) -> None:
 
 
 def _check_population(sweep: Sweep) -> None:
-    every, rounds = sweep.config.scheduler.every(sweep.job.train.rounds), sweep.job.train.rounds
-    if sweep.config.search.name != "random":
-        raise UnsupportedError(
-            f"scheduler.name: pbt with search.name {sweep.config.search.name}",
-            "search.name: random: it draws the first generation",
-        )
-    if sweep.config.budget.trials:
-        raise UnsupportedError(
-            "scheduler.name: pbt with budget.trials", "scheduler.population; hours and rounds may limit it, too"
-        )
-    if not any(may_change(a.key) for a in sweep.space):
-        keys = ", ".join(a.key for a in sweep.space)
-        raise UnsupportedError(
-            f"none of {keys} may change in a run", "an axis that may (see `changes`), e.g. backbone.lr"
-        )
-    if not sweep.job.evaluation.every <= every < rounds:
+    job, asked, space = sweep.job, sweep.config.scheduler, sweep.space
+    keys, pbt = ", ".join(a.key for a in space), "scheduler.name: pbt with"
+    zero = [a.key for a in space if may_change(a.key) and any(v == 0 for v in a.values) and any(a.values)]
+    refused = {
+        f"{pbt} search.name {sweep.config.search.name}": sweep.config.search.name != "random",
+        f"{pbt} budget.trials": sweep.config.budget.trials,
+        f"{pbt} train.patience": job.train.patience,
+        f"{pbt} changes of the job": job.changes,
+        f"{pbt} runtime.checkpoint.every 0": not job.runtime.checkpoint.every,
+        f"{pbt} no axis that may change in a run, but {keys}": not any(may_change(a.key) for a in space),
+        f"{pbt} 0 in space.{', '.join(zero)}": zero,
+    }
+    if found := next((text for text, wrong in refused.items() if wrong), None):
+        raise UnsupportedError(found, NEEDS)
+    every, size = asked.every(job.train.rounds), len(sweep.sequence())
+    if not job.evaluation.every <= every < job.train.rounds:
+        least, most = job.evaluation.every, job.train.rounds - 1
+        raise OutOfRangeError(f"scheduler.interval is {every}", f"{least} (evaluation.every) to {most}")
+    if size < asked.population:
         raise OutOfRangeError(
-            f"scheduler.interval is {every}",
-            f"evaluation.every ({sweep.job.evaluation.every}) or more, and less than train.rounds ({rounds})",
-        )
-    for axis in sweep.space:
-        zeros = [v == 0 for v in axis.values]
-        if may_change(axis.key) and any(zeros) and not all(zeros):
-            raise UnsupportedError(f"space.{axis.key} holds 0", "other numbers: what is off cannot be put on in a run")
-    if sweep.job.train.patience:
-        raise UnsupportedError("scheduler.name: pbt with train.patience", "0: who goes on is decided between trials")
-    if sweep.job.changes:
-        raise UnsupportedError("scheduler.name: pbt on a job with changes", "a job without: they are what it finds")
-    if not sweep.job.runtime.checkpoint.every:
-        raise UnsupportedError(
-            "scheduler.name: pbt with runtime.checkpoint.every 0", "checkpoints: trials go on from them"
+            f"scheduler.population is {asked.population}", f"at most {size}: the space has no more points"
         )

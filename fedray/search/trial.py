@@ -15,7 +15,7 @@ from ray import tune
 
 from fedray.config import RunConfig, make_config
 from fedray.data.protocols import rules_of
-from fedray.errors import FedrayError
+from fedray.errors import ConfigError, FedrayError
 from fedray.federation import federation
 from fedray.methods import build
 from fedray.runtime.checkpoint import Go, opened
@@ -48,8 +48,14 @@ class Trial(tune.Trainable):
 
     def _open(self, config: dict[str, Any]) -> None:
         torch.set_num_threads(1)
-        self._begun = time.perf_counter()
+        self._begun, self._broken = time.perf_counter(), ""
         self._stack, self._last = ExitStack(), {VALUE: WORST, ROUND: 0, "best": 0, "last": WORST}
+        try:
+            self._prepare(config)
+        except ConfigError as error:  # settings that only the method itself refuses
+            self._broken = f"{type(error).__name__}: {error}"
+
+    def _prepare(self, config: dict[str, Any]) -> None:
         run: RunConfig = make_config(json.loads(config["job"]))
         self._most, self._lead = int(config["until"]), f"val/{rules_of(run.evaluation).lead}"
         data, features, fingerprint = self._shared[config["data"]]
@@ -68,6 +74,8 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Until the next validation. A failure of the method is an answer; that of a process is Tune's to see."""
         reports: list[RoundReport] = []
+        if self._broken:
+            return self._result(reports, True, self._broken)
         try:
             over = not self._until_scored(reports)
             if over:

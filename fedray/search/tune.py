@@ -21,7 +21,7 @@ from rich.console import Console
 
 from fedray.config import RunConfig, make_config
 from fedray.data.protocols import rules_of
-from fedray.errors import Terminated, UnsupportedError
+from fedray.errors import ConfigError, Terminated, UnsupportedError
 from fedray.family import train_family
 from fedray.job import Prepared, prepare
 from fedray.methods import build
@@ -251,7 +251,10 @@ def connected(config: RunConfig) -> Iterator[Resources]:
 def place_of(config: RunConfig, sweep: Sweep, jobs: Mapping[str, Prepared], there: Resources) -> Place:
     """Of a trial with the settings of this job."""
     job = jobs[data_key(config)] if data_key(config) in jobs else next(iter(jobs.values()))
-    method = build(config, job.data.n_items, job.dataset.features)
+    try:
+        method = build(config, job.data.n_items, job.dataset.features)
+    except ConfigError:  # the trial will say so; it needs a place for that
+        config, method = job.config, job.method
     return placing.placed(config, sweep.config.trials, method, job.data, there)
 
 

@@ -1,9 +1,16 @@
 """Settings that change between rounds: nothing else does, wherever the run is broken off."""
 
+import os
+import signal
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from ray.util.state import list_actors
 
+from fedray.changes import MAY_CHANGE, may_change
 from fedray.errors import (
+    BeforeChangeError,
     CheckpointError,
     OutOfRangeError,
     ResumeError,
@@ -11,9 +18,13 @@ from fedray.errors import (
     UnsupportedError,
     WrongTypeError,
 )
+from fedray.federated import rounds
+from fedray.federated.clients import make_host
+from fedray.federated.executor import SerialExecutor
 from fedray.federation import federation
 from fedray.methods import build
 from fedray.runtime.checkpoint import Go, opened
+from fedray.runtime.coordinator import Coordinator
 from fedray.runtime.plan import Resources, make_plan
 from tests.helpers import FCF, PFEDREC, tiny_config, tiny_data, tiny_features
 
@@ -26,8 +37,8 @@ VIEWS = {**FCF, "plugins": {"fedvlr": {"views": ["id", "sum"], "router_dim": 4}}
 METHODS = {"pfedrec": PFEDREC, "fedopt": ADAM, "gfmfr": GROUPED, "fedvlr": VIEWS}
 
 
-def config_of(tmp_path, method=PFEDREC, changes=None, rounds=8, **train):
-    checkpoint = {"path": str(tmp_path / "all"), "every": 3, "keep": 3}
+def config_of(tmp_path, method=PFEDREC, changes=None, rounds=8, keep=3, **train):
+    checkpoint = {"path": str(tmp_path / "all"), "every": 3, "keep": keep}
     runtime = {"executor": "serial", "checkpoint": checkpoint}
     return tiny_config(method, {"rounds": rounds, **train}, runtime=runtime, changes=changes or {})
 
@@ -103,6 +114,12 @@ def test_what_is_shared_need_not_be_trained_twice(tmp_path):
     assert theirs.last_round() == 6 and theirs.newest().round == 6
     assert [r.round for r in theirs.reports(6)] == [1, 2, 3, 4, 5, 6]
     assert numbers(whole(child, Go("c", True))) == alone
+    newest = tmp_path / "all" / "p" / "round-000006" / "run.json"
+    newest.write_text("torn")
+    with pytest.warns(UserWarning, match="is skipped"):
+        opened(child, "data", "cpu", Go("e", True)).adopt("p")
+    assert opened(child, "data", "cpu", Go("e", True)).last_round() == 3
+    assert numbers(whole(child, Go("e", True))) == alone
     whole(child, Go("d"), stop_after=4)
     opened(child, "data", "cpu", Go("d", True)).adopt("p")  # it has rounds of its own
     assert opened(child, "data", "cpu", Go("d", True)).last_round() == 3
@@ -183,3 +200,130 @@ def test_on_ray_it_is_the_same_run(tmp_path, ray_cluster):
     (tmp_path / "b").mkdir()
     assert numbers(whole(together))[:4] == numbers(whole(alone))[:4]
     assert np.isfinite(list(whole(alone, Go("s"))[1].test.values())).all()
+
+
+def test_with_one_checkpoint_kept_a_torn_one_leads_back_and_is_replaced(tmp_path):
+    """The torn one has the higher number: what is written next must not be taken for the older of the two."""
+    undisturbed = numbers(whole(config_of(tmp_path / "whole", changes={4: {"backbone.lr": 0.4}})))
+    config = config_of(tmp_path, changes={4: {"backbone.lr": 0.4}}, keep=1)
+    whole(config, stop_after=7)
+    (tmp_path / "all" / "r" / "round-000006" / "server.safetensors").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="is skipped"):
+        assert numbers(whole(config, Go("r", True))) == undisturbed
+    assert [p.name for p in (tmp_path / "all" / "r").glob("round-*")] == ["round-000008"]
+
+
+def test_a_checkpoint_of_other_settings_is_none(tmp_path):
+    config = config_of(tmp_path, changes={4: {"backbone.lr": 0.4}})
+    whole(config, stop_after=3)
+    there = opened(config, "data", "cpu", Go("r", True))
+    assert there.newest().round == 3
+    with pytest.raises(BeforeChangeError, match="is of round 3; expected 4"):
+        replace(there, since=4).newest()
+
+
+def test_torn_under_way_it_goes_back_before_the_change_and_shows_no_round_twice(tmp_path, monkeypatch):
+    """As on Ray, where the driver dies and finds its last checkpoints torn."""
+    config = config_of(tmp_path, changes={4: {"backbone.lr": 0.4}})
+    undisturbed = numbers(whole(config_of(tmp_path / "whole", changes={4: {"backbone.lr": 0.4}})))
+    kept, died = Coordinator.step, []
+
+    def step(self):
+        if self.run.state.round == 6 and not died:
+            died.append(1)
+            for name in ("round-000006", "round-000004"):
+                (tmp_path / "all" / "r" / name / "server.safetensors").write_bytes(b"torn")
+            self.resume()  # as a driver that was started again
+        return kept(self)
+
+    monkeypatch.setattr(Coordinator, "step", step)
+    with pytest.warns(UserWarning, match="is skipped"):
+        assert numbers(whole(config)) == undisturbed
+    assert died
+
+
+def in_memory(config):
+    """The run without checkpoints: the settings just swapped between two rounds."""
+    run = rounds.start(config, build(config, DATA.n_items, FEATURES))
+    where = SerialExecutor([make_host(config, run.method, DATA)])
+    reports = []
+    while not rounds.finished(run):
+        now = config.at(run.state.round)
+        method = build(now, DATA.n_items, FEATURES)
+        where._hosts = [replace(h, config=now, method=method) for h in where._hosts]
+        run, report = rounds.step(replace(run, config=now, method=method), where)
+        reports.append(report)
+    return reports, rounds.finish(run, where), run.best.broadcast.params
+
+
+FULL = {
+    "fcf": {"backbone": {"name": "fcf", "dim": 4, "lr": 0.1}, "plugins": {"dualper": {"item_lr_scale": 10}}},
+    "fedncf": {"backbone": {"name": "fedncf", "dim": 4, "hidden": [4], "lr": 0.1}},
+    "fedrap": {"backbone": {"name": "fedrap", "dim": 4, "item_lr": 2.0}},
+    "gpfedrec": {"backbone": {"name": "gpfedrec", "dim": 4, "hidden": [4], "reg": 0.1, "neighbours": 3}},
+    "fedopt": {"backbone": {"name": "fcf", "dim": 4, "lr": 0.1}, "plugins": {"fedopt": {"weight_decay": 0.01}}},
+    "noise": {
+        "backbone": {"name": "fcf", "dim": 4, "lr": 0.1},
+        "plugins": {"laplace_ldp": {"scale": 0.1, "clip": 5.0}},
+    },
+    "gfmfr": {
+        "backbone": {"name": "fcf", "dim": 4, "lr": 0.1},
+        "plugins": {
+            "gfmfr": {"groups": 2, "group_dim": 4, "fit_epochs": 2, "ratio": "client", "fit_weight_decay": 0.01}
+        },
+    },
+    "fedvlr": {"backbone": {"name": "fcf", "dim": 4, "lr": 0.1}, "plugins": {"fedvlr": {"router_dim": 4}}},
+}
+ON = {"weight_decay": 0.01, "private_weight_decay": 0.02, "private_steps": 1, "max_update_norm": 50.0}
+
+
+def changeable():
+    """(method, train, key, another value) for every setting of these jobs that may change and is on."""
+    for name, method in FULL.items():
+        train = ON if name == "fcf" else {}
+        body = tiny_config(method, train).model_dump(mode="json")
+        sections = {"train": body["train"]} if train else {}
+        sections |= {"backbone": body["backbone"], **{f"plugins.{p}": s for p, s in body["plugins"].items()}}
+        for section, settings in sections.items():
+            for key, value in settings.items():
+                if may_change(f"{section}.{key}") and value:
+                    other = {"clients_per_round": 0.6, "step_decay": 0.5, "ratio_decay": 0.5}.get(key, value * 2)
+                    yield pytest.param(method, train, f"{section}.{key}", other, id=f"{name}-{section}.{key}")
+
+
+@pytest.mark.parametrize(("method", "train", "key", "value"), list(changeable()))
+def test_every_setting_that_may_change_does_so_at_a_checkpoint_as_in_memory(tmp_path, method, train, key, value):
+    config = config_of(tmp_path, method, {2: {key: value}}, rounds=4, **train)
+    assert numbers(whole(config)) == numbers(in_memory(config))
+
+
+def test_every_setting_that_may_change_is_among_those_tried():
+    keys = [p.values[2].split(".") for p in changeable()]
+    assert {(k[0], k[-1]) for k in keys} == {(section, k) for section, names in MAY_CHANGE.items() for k in names}
+
+
+@pytest.mark.ray
+def test_a_driver_that_dies_where_settings_change_costs_nothing(tmp_path, ray_cluster):
+    changes = {3: {"backbone.lr": 0.3}}
+    alone = numbers(whole(config_of(tmp_path / "a", changes=changes, rounds=5)))
+    (tmp_path / "b").mkdir()
+    runtime = {"executor": "ray", "actors": 2, "checkpoint": {"path": str(tmp_path / "b"), "every": 2}}
+    config = tiny_config(PFEDREC, {"rounds": 5}, runtime=runtime, changes=changes)
+    method = build(config, DATA.n_items, FEATURES)
+    plan, reports = make_plan(config, method, DATA, HERE), []
+    with federation(config, method, DATA, FEATURES, plan, opened(config, "data", "cpu", R)) as clients:
+        for report in clients.rounds():
+            reports.append(report)
+            if report.round == 3:
+                os.kill(driver_pid(), signal.SIGKILL)
+        outcome = clients.finish()
+    assert [r.round for r in reports] == [1, 2, 3, 4, 5]
+    assert outcome.test == alone[2]
+
+
+def driver_pid():
+    """Of the one driver actor that is alive."""
+    (found,) = [
+        a for a in list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "DriverActor")], detail=True)
+    ]
+    return found.pid

@@ -69,6 +69,17 @@ def test_failures_are_the_worst_and_each_of_the_best_has_its_turn():
     assert chosen == {5, 7}
 
 
+def test_who_failed_late_is_no_parent_and_all_failed_is_the_end():
+    before = generation(0, LASTS)
+    before[4] = TrialRecord(4, before[4].settings, "failed", 0.9, last=0.9, error="it diverged")
+    found = [parent_of(SWEEP, before, place) for place in range(8)]
+    assert found[4][1] and 4 not in {parent.number for parent, _ in found}
+    gone = [TrialRecord(r.number, r.settings, "failed", r.value, last=r.last) for r in before]
+    assert parent_of(SWEEP, gone, 0) == (None, False) and member(SWEEP, FIRST, 8, gone) is None
+    one = [*gone[:7], generation(0, LASTS)[7]]
+    assert all(parent_of(SWEEP, one, place)[0] == one[7] for place in range(8))
+
+
 def test_a_generation_stands_on_the_one_before_alone():
     second = generation(1, LASTS[::-1])
     both = member(SWEEP, FIRST, 16, [*generation(0, LASTS), *second])

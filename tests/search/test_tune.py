@@ -146,6 +146,15 @@ def test_a_store_that_is_away_at_first_stops_it_early(two_cpus, here, monkeypatc
     assert all(r.rounds < 2000 for r in book.trials)
 
 
+def test_a_setting_that_only_the_method_refuses_fails_its_trial_alone(two_cpus, here):
+    gpfedrec = {"name": "gpfedrec", "dim": 4, "hidden": [4], "item_lr_scale": 10.0, "user_lr_scale": 10.0}
+    space = {"backbone.reg": {"grid": [1000.0, 0.1]}}
+    raw = {**SWEEP, "base": {**SWEEP["base"], "backbone": gpfedrec}, "space": space, "search": {"name": "grid"}}
+    book = swept("train.rounds=3", raw={**raw, "budget": {}})
+    assert [r.state for r in book.trials] == ["failed", "finished"]
+    assert "OutOfRangeError: gpfedrec: a step goes" in book.trials[0].error
+
+
 PBT = {"scheduler": {"name": "pbt", "population": 3, "interval": 20}, "budget": {}}
 
 
