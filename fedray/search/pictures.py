@@ -10,9 +10,10 @@ import optuna
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from fedray.search.records import TrialRecord
+from fedray.search.records import TrialRecord, best_of
 from fedray.search.report import value_text
 from fedray.search.space import Axis, current
 from fedray.search.suggest import study_of
@@ -47,7 +48,8 @@ def history(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> Figure:
     )
     dress(left, f"{sweep.config.name}: best validation {metric} of each trial", "trial", metric)
     left.legend(frameon=False)
-    best = max(trials, key=lambda r: r.value or 0.0)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    best = best_of(trials)
     for r in trials:
         top = r is best
         style: dict[str, Any] = {
@@ -56,7 +58,9 @@ def history(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> Figure:
             "alpha": 1 if top else 0.6,
         }
         right.plot(*zip(*r.points, strict=True), **style, label=f"trial {r.number}" if top else None)
-    dress(right, "best so far by round: where trials were broken off", "round", metric)
+    pbt = sweep.config.scheduler.name == "pbt"
+    said = "with the rounds shared with others" if pbt else "where trials were broken off"
+    dress(right, f"best so far by round: {said}", "round", metric)
     right.legend(frameon=False)
     return figure
 

@@ -128,8 +128,8 @@ def costs(trials: Sequence[TrialRecord], wall_s: float, at_once: int) -> dict[st
 
 
 def ranked(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The best first; those without a value last."""
-    return sorted(trials, key=lambda r: (-(r.value if r.value is not None else float("-inf")), r.number))
+    """The best first, of equal ones those that went furthest; those without a value last."""
+    return sorted(trials, key=lambda r: (-(r.value if r.value is not None else float("-inf")), -r.rounds, r.number))
 
 
 def sweep_markdown(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> str:
@@ -142,10 +142,13 @@ def sweep_markdown(sweep: Sweep, trials: Sequence[TrialRecord], metric: str) -> 
         for r, now in ((r, current(r.settings)) for r in ranked(trials)[:TOP])
     ]
     search, count = sweep.config.search, {s: sum(r.state == s for r in trials) for s in ("pruned", "failed")}
-    moved = "; settings are those at a trial's end" if sweep.config.scheduler.name == "pbt" else ""
+    how = f"{count['pruned']} broken off by {sweep.config.scheduler.name}, {count['failed']} failed"
+    if sweep.config.scheduler.name == "pbt":
+        how = (
+            f"{count['failed']} failed; a population: settings are those at a trial's end, `best.yaml` has their course"
+        )
     about = (
-        f"{len(trials)} trials by {search.name} (seed {search.seed}), {count['pruned']} broken off by "
-        f"{sweep.config.scheduler.name}, {count['failed']} failed{moved}. Selected on validation; the test set was "
+        f"{len(trials)} trials by {search.name} (seed {search.seed}), {how}. Selected on validation; the test set was "
         "scored of no trial. The best settings are the artifact `best.yaml`: a job for `fedray train`."
     )
     lines = ["| " + " | ".join(c.replace("|", "/") for c in row) + " |" for row in [head, *rows]]
