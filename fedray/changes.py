@@ -4,11 +4,11 @@ What may change is what each round reads anew and what shapes nothing that is ke
 no schedule over the rounds that are done. So a run with changes can be broken off and gone on with as any other.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 from fedray.errors import OutOfRangeError, UnknownKeyError, UnsupportedError
+from fedray.yamls import laid
 
 Changes = Mapping[int, Mapping[str, Any]]
 MAY_CHANGE: Mapping[str, tuple[str, ...]] = {
@@ -35,8 +35,8 @@ def may_change(key: str) -> bool:
 
 
 def check(changes: Changes, rounds: int, body: Mapping[str, Any]) -> None:
-    """That the changes of a job can be made. body: the job without them. Whether the values are good, the job that
-    `laid` makes says. Raises `OutOfRangeError`, `UnknownKeyError`, `UnsupportedError`."""
+    """That the changes of a job can be made. body: the job without them. Whether the values are good is said
+    where the job is `made`. Raises `OutOfRangeError`, `UnknownKeyError`, `UnsupportedError`."""
     for round_, settings in changes.items():
         if not 1 <= round_ < rounds:
             raise OutOfRangeError(f"changes has a round {round_}", f"1 to {rounds - 1}: a round before train.rounds")
@@ -59,14 +59,7 @@ def _check_one(where: str, key: str, value: Any, body: Mapping[str, Any]) -> Non
         raise UnsupportedError(f"{where} is {value!r}, and {node[last]!r} before", "numbers; what is off (0) stays off")
 
 
-def laid(body: Mapping[str, Any], changes: Changes, round_: int) -> dict[str, Any]:
+def made(body: Mapping[str, Any], changes: Changes, round_: int) -> dict[str, Any]:
     """The job as it is after so many rounds; `body` stays as it is."""
-    out = copy.deepcopy(dict(body))
-    for settings in (changes[r] for r in sorted(changes) if r <= round_):
-        for key, value in settings.items():
-            *parents, last = key.split(".")
-            node = out
-            for parent in parents:
-                node = node[parent]
-            node[last] = value
-    return out
+    settings = {key: value for r in sorted(changes) if r <= round_ for key, value in changes[r].items()}
+    return laid(body, settings)

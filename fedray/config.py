@@ -234,7 +234,7 @@ class RunConfig(Closed):
     def at(self, round_: int) -> "RunConfig":
         """The run as it is after so many rounds, with the changes until there in it."""
         body = self.model_dump(mode="json", exclude={"changes"})
-        return make_config(changing.laid(body, self.changes, round_), f"changes.{round_}") if self.changes else self
+        return make_config(changing.made(body, self.changes, round_), f"changes.{round_}") if self.changes else self
 
     def fingerprint(self) -> str:
         """12 hex digits over everything but `name`, `encoding`, `runtime` and `tracking`."""

@@ -1,6 +1,8 @@
 """YAML as a configuration wants it: safe, and without YAML 1.1's traps."""
 
+import copy
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -37,3 +39,17 @@ def read_yaml(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigFileError(f"not valid YAML: {error}", "one YAML mapping", "", where) from error
+
+
+def laid(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A job with dotted settings laid over it; both stay as they are."""
+    out = copy.deepcopy(dict(raw))
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        node = out
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[last] = copy.deepcopy(value)
+    return out

@@ -5,7 +5,6 @@ whole sections) or `grid` (a list of which each is tried). It may say `when: {ot
 alone where that does not hold; settings of a plug-in or an encoder that a trial does not have are left alone, too.
 """
 
-import copy
 import itertools
 import json
 import math
@@ -26,6 +25,7 @@ from fedray.errors import (
     UnsupportedError,
     WrongTypeError,
 )
+from fedray.yamls import laid
 
 Kind = Literal["uniform", "loguniform", "randint", "choice", "grid"]
 Settings = dict[str, Any]
@@ -130,20 +130,6 @@ def _in_order(axes: list[Axis]) -> tuple[Axis, ...]:
 
 def _before(first: Axis, then: Axis) -> bool:
     return any(key == first.key or key.startswith(f"{first.key}.") for key in (then.key, *then.when))
-
-
-def laid(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A job with dotted settings laid over it; both stay as they are."""
-    out = copy.deepcopy(dict(raw))
-    for key, value in settings.items():
-        *parents, last = key.split(".")
-        node = out
-        for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node = node[parent]
-        node[last] = copy.deepcopy(value)
-    return out
 
 
 def current(settings: Settings) -> Settings:

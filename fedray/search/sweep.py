@@ -29,9 +29,9 @@ from fedray.errors import (
     UnsupportedError,
     WrongTypeError,
 )
-from fedray.search.space import Axis, Settings, check, draws, grid, laid, read_space, spell
+from fedray.search.space import Axis, Settings, check, draws, grid, read_space, spell
 from fedray.sections import Closed
-from fedray.yamls import read_yaml
+from fedray.yamls import laid, read_yaml
 
 NOT_TESTED = {
     "evaluation.test": "selected",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fedray.errors import ConfigError, OutOfRangeError, UnsupportedError
-from fedray.search.space import applies, check, drawn, draws, grid, laid, read_space, settled, spell
+from fedray.search.space import applies, check, drawn, draws, grid, read_space, settled, spell
+from fedray.yamls import laid
 
 BASE = {"data": {"source": "synthetic"}, "backbone": {"name": "fcf", "dim": 8}, "train": {"rounds": 4}}
 FUSED = {**BASE, "plugins": {"gfmfr": {}}, "encoders": {"text": {"name": "hashing"}}}

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from fedray import errors
-from fedray.search.space import laid
 from fedray.search.sweep import load_sweep, make_sweep
+from fedray.yamls import laid
 
 ROOT = Path(__file__).parents[2]
 SWEEP = {
