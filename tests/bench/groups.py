@@ -4,13 +4,18 @@
 
 How they are tuned: `tests/bench/tuned.py`; the jobs with `fedvlr` are those of `content` (PFedRec's are made here).
 Then 5 seeds of each, and of `gfmfr` with the features shuffled between items, with random groups, and with 1, 2, 5, 10
-and 20 groups (without distillation, it is its backbone). --write makes the README's tables from what is there.
+and 20 groups (without distillation, it is its backbone). Where validation chose weight 0, and for the number of groups
+it chose, there is nothing to compare, and no run. --write makes the README's tables of those backbones that have been
+run through; the others stay as they are, so a table may be made in several sittings.
 """
 
 import sys
+from typing import Any
 
-from tests.bench.results import ROOT
-from tests.bench.tuned import Stack, asked, prepared, row, run, table, written
+import yaml
+
+from tests.bench.results import ROOT, rewrite
+from tests.bench.tuned import DATA, RESULTS, Stack, asked, prepared, row, run, table
 
 BACKBONES = ("fedncf", "fcf_dualper", "fedrap", "fcf")
 PLUGINS = ("", "gfmfr", "fedvlr", "gfmfr_fedvlr")
@@ -21,25 +26,41 @@ CONTROLS = {
 }
 
 
-def table_of(data: str) -> str:
-    """The rows of a data set."""
-    controls = [f"gfmfr_{{}}_{data}_clean_{name}" for name in CONTROLS]
-    return table([[Stack(b, p, data).job for p in PLUGINS] + [c.format(b) for c in controls] for b in BACKBONES])
+def controls(stack: Stack) -> dict[str, str]:
+    """Name of a run and its setting, of those that differ from the job's own."""
+    raw: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / f"{stack.job}.yaml").read_text())
+    own = raw["plugins"]["gfmfr"]
+    if own["weight"] == 0:
+        return {}
+    return {f"{stack.job}_{name}": s for name, s in CONTROLS.items() if name != f"groups{own['groups']}"}
+
+
+def names(backbone: str, data: str) -> list[str]:
+    """The runs of a table, its backbone's first; empty where some are still to be made."""
+    stacks = [Stack(backbone, p, data) for p in PLUGINS]
+    if not all((ROOT / "jobs" / f"{s.job}.yaml").is_file() for s in stacks):
+        return []
+    found = [s.job for s in stacks] + list(controls(stacks[1]))
+    return found if all((RESULTS / f"{n}.json").is_file() for n in found) else []
 
 
 def main(args: list[str]) -> None:
     """Search, run and write what is missing."""
-    names, backbones = asked(args, BACKBONES)
-    for data in names if "--write" not in args else ():
+    sets, backbones = asked(args, BACKBONES)
+    for data in sets if "--write" not in args else ():
         there = prepared(data)
         for backbone in backbones:
             for plugins in PLUGINS:
                 row(Stack(backbone, plugins, data), there)
-            job = Stack(backbone, "gfmfr", data).job
-            for name, setting in CONTROLS.items():
-                run(f"{job}_{name}", job, setting)
+            grouped = Stack(backbone, "gfmfr", data)
+            for name, setting in controls(grouped).items():
+                run(name, grouped.job, setting)
     readme = ROOT / "README.md"
-    readme.write_text(written("groups", table_of, readme.read_text()))
+    text = readme.read_text()
+    for section, data, backbone in ((f"groups-{d}-{b}", d, b) for d in DATA for b in BACKBONES):
+        if f"<!-- {section} -->" in text and names(backbone, data):
+            text = rewrite(text, section, table([names(backbone, data)]))
+    readme.write_text(text)
 
 
 if __name__ == "__main__":
