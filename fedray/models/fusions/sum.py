@@ -16,3 +16,8 @@ def init(rng: np.random.Generator, parts: Sequence[str], dim: int) -> Arrays:
 def fuse(params: Params, x: Params, there: Params) -> torch.Tensor:
     """See the package."""
     return torch.stack(list(x.values())).sum(dim=0)
+
+
+def across(params: Params, groups: torch.Tensor, x: Params, there: Params) -> torch.Tensor:
+    """See the package."""
+    return groups[:, None] + torch.stack(list(x.values())).sum(dim=0)
