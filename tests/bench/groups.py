@@ -60,7 +60,8 @@ def main(args: list[str]) -> None:
     for section, data, backbone in ((f"groups-{d}-{b}", d, b) for d in DATA for b in BACKBONES):
         if f"<!-- {section} -->" in text and (found := families(backbone, data)):
             alone, own = (table([names]) for names in found)
-            text = rewrite(text, section, f"{alone}\n\n{own.replace('its backbone', '`gfmfr`')}")
+            own = own.replace("its backbone", "`gfmfr`") if len(found[1]) > 1 else "Validation chose weight 0."
+            text = rewrite(text, section, f"{alone}\n\n{own}")
     readme.write_text(text)
 
 
