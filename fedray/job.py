@@ -152,7 +152,7 @@ def train(
         job = job or prepare(config, console)
         plan = stack.enter_context(placed(job, console))
         stop = stack.enter_context(signals_raise())  # again: ray.init sets a SIGTERM handler of its own
-        checkpoints = opened(config, job.dataset.fingerprint, plan.device, go)
+        checkpoints = opened(config, job.dataset.contents, plan.device, go)
         tracker = make_tracker(config.tracking)
         made, text = job.dataset.features, planning.render(plan, config)
         tags = {"fedray.features_fingerprint": made.fingerprint} if made else {}

@@ -155,6 +155,11 @@ class Dataset:
     fingerprint: str
     cold: Int[np.ndarray, " cold"] = field(default_factory=_no_items)
 
+    @property
+    def contents(self) -> str:
+        """The fingerprint, with that of the items' features: what a run can only go on with."""
+        return f"{self.fingerprint}-{self.features.fingerprint}" if self.features else self.fingerprint
+
 
 @dataclass(frozen=True)
 class ServerState:

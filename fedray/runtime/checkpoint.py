@@ -15,6 +15,7 @@ import platform
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
@@ -75,10 +76,16 @@ class Checkpoints:
     """The settings are those from this round on: older ones are of others."""
 
     def aside(self, round_: int) -> Storage:
-        """Where the files of a checkpoint are written; what a death left there goes first."""
+        """Where the files of a checkpoint are written; what deaths left of others, or there, goes first."""
         name = self.storage.aside(_folder(round_))
-        self.storage.remove(name)
+        for left in (name, *[n for n in self.storage.names() if n.startswith(f".{PREFIX}")]):
+            self.storage.remove(left)
         return self.storage.under(name)
+
+    def give_up(self, round_: int) -> None:
+        """What there is of a checkpoint that cannot be written goes: it may be what fills the disk."""
+        with suppress(OSError):
+            self.storage.remove(self.storage.aside(_folder(round_)))
 
     def commit(
         self, round_: int, snapshot: Snapshot, clients: Sequence[Written], reports: Sequence[RoundReport]
@@ -93,13 +100,25 @@ class Checkpoints:
                 "Set runtime.checkpoint.path.",
                 self.storage.url,
             )
-        if reports:
-            first, last = reports[0].round, reports[-1].round
-            self.storage.write(f"{REPORTS}/{first:06d}-{last:06d}.json", _json([asdict(r) for r in reports]))
+        self._report(reports)
         own = [aside.write(SERVER, save(snapshot.arrays)), aside.write(REST, _json(snapshot.body))]
         self._publish(round_, (*clients, *own), self.identity.environment)
-        self._forget(round_)
+        try:
+            self._forget(round_)
+        except OSError as error:
+            warnings.warn(f"old checkpoints in {self.storage.url} stay: {error}", FedrayWarning, stacklevel=2)
         return Checkpoint(round_, self.storage.under(name), (*clients, *own))
+
+    def _report(self, reports: Sequence[RoundReport]) -> None:
+        """In place of those that a checkpoint which never came to be has left of these rounds."""
+        if not reports:
+            return
+        folder, first, last = self.storage.under(REPORTS), reports[0].round, reports[-1].round
+        own = f"{first:06d}-{last:06d}.json"
+        folder.write(own, _json([asdict(r) for r in reports]))
+        for name in folder.names():
+            if name != own and _first_of(name) >= first:
+                folder.remove(name)
 
     def _publish(self, round_: int, files: Sequence[Written], made_in: Mapping[str, str]) -> None:
         own = self.identity._replace(environment=made_in)
@@ -184,7 +203,7 @@ class Checkpoints:
         ours = [k for k in differ if k.partition(".")[0] not in ELSEWHERE]
         until_there = [k for k in ours if not k.startswith("changes.") or int(k.split(".")[1]) < round_]
         if until_there or body["data"] != self.identity.data:
-            text = ", ".join(until_there) or "the data"
+            text = ", ".join(until_there) or "the data or the items' features"
             raise ResumeError(
                 f"run {parent} is another one until round {round_}: {text} differ", "the same until there"
             )
@@ -192,7 +211,11 @@ class Checkpoints:
     def _check(self, body: Mapping[str, Any]) -> None:
         mine, run = self.identity, self.identity.run_id
         if body["data"] != mine.data:
-            raise ResumeError(f"run {run} was made with other data", "the same", "Give it another --run-id.")
+            raise ResumeError(
+                f"run {run} was made with other data, or other features of its items",
+                "the same",
+                "Give it another --run-id.",
+            )
         if body["fingerprint"] != mine.fingerprint:
             there, here = body["settings"], mine.settings
             keys = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
@@ -267,6 +290,10 @@ def _read(folder: Storage) -> tuple[Mapping[str, Any], Checkpoint]:
 
 def _round(folder: str) -> int:
     return int(folder.removeprefix(PREFIX))
+
+
+def _first_of(reports: str) -> int:
+    return int(reports.split("-")[0])
 
 
 def _last_of(reports: str) -> int:

@@ -79,6 +79,7 @@ class Coordinator:
             except OSError as error:
                 text = f"no checkpoint of round {round_}: {error.strerror or error} ({self._checkpoints.storage.url})"
                 warnings.warn(text, FedrayWarning, stacklevel=2)
+                self._checkpoints.give_up(round_)
                 return self.last.round if self.last else 0
             self._unsaved = []
             self._executor.committed(self.last.folder, self.last.clients, round_)
@@ -90,13 +91,14 @@ class Coordinator:
         self._restarts = restarts
         found = self._checkpoints.newest() if self._checkpoints else None
         self.last, self._unsaved = found, []
-        if found is None or self._checkpoints is None:
+        past = self._checkpoints.reports(found.round if found else 0) if self._checkpoints else []
+        if found is None:
             self._run = rounds.start(self._config, self._method)
             self._executor.restore(Storage(""), (), 0)
             return (), False
         self._run = run_snapshots.run_of(self._config, self._method, found.server())
         self._executor.restore(found.folder, found.clients, found.round)
-        return self._checkpoints.reports(found.round), rounds.finished(self._run)
+        return past, rounds.finished(self._run)
 
     def finish(self) -> Outcome:
         """The selected round's test metrics."""

@@ -258,7 +258,7 @@ def opened(sweep: Sweep, job: Prepared, go: Go, at_once: int, place: Callable[[R
         raise ResumeError("runtime.checkpoint.every is 0", "checkpoints to go on from")
     run_id = go.run_id or f"{sweep.config.name}-{uuid.uuid4().hex[:8]}"
     storage = Storage.at(sweep.job.runtime.checkpoint.path)
-    records = Records(storage, run_id, f"{sweep.fingerprint()}-{job.dataset.fingerprint}", report.sweep_yaml(sweep))
+    records = Records(storage, run_id, f"{sweep.fingerprint()}-{job.dataset.contents}", report.sweep_yaml(sweep))
     return Book(sweep, run_id, records, Tree(run_id, describe(job.dataset)), at_once, place)
 
 

@@ -34,7 +34,7 @@ class Shared(NamedTuple):
 
     data: ClientData
     features: ItemFeatures | None
-    fingerprint: str
+    contents: str
 
 
 class Trial(tune.Trainable):
@@ -58,12 +58,12 @@ class Trial(tune.Trainable):
     def _prepare(self, config: dict[str, Any]) -> None:
         run: RunConfig = make_config(json.loads(config["job"]))
         self._most, self._lead = int(config["until"]), f"val/{rules_of(run.evaluation).lead}"
-        data, features, fingerprint = self._shared[config["data"]]
+        data, features, contents = self._shared[config["data"]]
         method = build(run, data.n_items, features)
         plan = placed(run, self._asked, method, data, self._there).plan
         run = serial(run) if plan.executor == "serial" else run
         go = Go(config["run_id"], resume=bool(run.runtime.checkpoint.every))
-        checkpoints = opened(run, fingerprint, plan.device, go)
+        checkpoints = opened(run, contents, plan.device, go)
         if checkpoints and config["parent"]:
             checkpoints.adopt(config["parent"])
         clients = self._stack.enter_context(federation(run, method, data, features, plan, checkpoints))

@@ -156,7 +156,7 @@ def tune_sweep(sweep: Sweep, console: Console, go: Go) -> Book:
     has a result, and what `train` raises."""
     with signals_raise():
         jobs = prepared(sweep, console)
-        shared = {k: Shared(j.data, j.dataset.features, j.dataset.fingerprint) for k, j in jobs.items()}
+        shared = {k: Shared(j.data, j.dataset.features, j.dataset.contents) for k, j in jobs.items()}
         first = next(iter(jobs.values()))
         with connected(sweep.job) as there, signals_raise() as stop:
             place = place_of(sweep.job, sweep, jobs, there)

@@ -104,25 +104,63 @@ def test_with_none_left_a_run_starts_again(tmp_path):
         assert goes_on(config) == expected(config)
 
 
-def test_a_full_disk_is_said_and_costs_nothing(tmp_path, monkeypatch):
-    config, write, full = config_of(tmp_path), Storage.write, []
+WRITES = ("clients-00000", "clients-00001", "000003-000004.json", "server", "run.json", "manifest", "old ones go")
+"""What the checkpoint of round 4 does, in this order."""
+
+
+def failing(monkeypatch, at, error):
+    """From the call on that names it, `at` fails half done; what is returned ends that."""
+    write, remove, on = Storage.write, Storage.remove, [at]
 
     def sometimes(self, name, content):
-        if full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if on and at in name:
+            write(self, name, content[: len(content) // 2])
+            raise error
         return write(self, name, content)
 
+    def kept(self, name):
+        if on and at == "old ones go" and name == "round-000000":
+            raise error
+        remove(self, name)
+
     monkeypatch.setattr(Storage, "write", sometimes)
+    monkeypatch.setattr(Storage, "remove", kept)
+    return on
+
+
+@pytest.mark.parametrize("at", WRITES)
+def test_a_full_disk_is_said_and_costs_nothing(tmp_path, monkeypatch, at):
+    config, full = config_of(tmp_path), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     run = coordinator_of(config)
     found = steps(run, 3)
-    full.append(True)
-    with pytest.warns(FedrayWarning, match="no checkpoint of round 4: No space left on device"):
+    (tmp_path / "all" / "r" / "round-000000").mkdir()  # an old one
+    on = failing(monkeypatch, at, full)
+    says = "old checkpoints in .* stay" if at == "old ones go" else "no checkpoint of round 4: No space left on device"
+    with pytest.warns(FedrayWarning, match=says):
         found += steps(run, 2)
-    full.clear()
+    assert ".round-000004.part" not in folders(tmp_path)
+    on.clear()
     found += steps(run, 2)
     assert (numbers(found), run.finish()) == expected(config)
     assert folders(tmp_path) == ["round-000006", "round-000007"]
-    assert goes_on(config) == expected(config)  # reports of the rounds whose checkpoint failed are not lost
+    assert goes_on(config) == expected(config)  # each round's report once, those of the failed checkpoint included
+
+
+@pytest.mark.parametrize("at", ["clients-00001", "json", "server", "manifest"])
+@pytest.mark.parametrize("rounds_before", [0, 2])
+def test_killed_in_a_checkpoint_a_run_has_each_round_once_and_leaves_nothing_beside(
+    tmp_path, monkeypatch, at, rounds_before
+):
+    config = config_of(tmp_path)
+    run = coordinator_of(config)
+    steps(run, rounds_before)
+    on = failing(monkeypatch, at, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        steps(run, 2)
+    on.clear()
+    every_3 = config_of(tmp_path, every=3)  # as `auto` may have it: not the same rounds again
+    assert goes_on(every_3) == expected(config)
+    assert not [n for n in folders(tmp_path) if n.startswith(".")]
 
 
 def test_a_run_of_that_name_is_not_overwritten(tmp_path):
