@@ -117,7 +117,7 @@ class DroppingExecutor(RayExecutor):
         for away in self._away.values():
             away.kept.add(which)
         for i in self._here():
-            self._actors[i].keep_best.remote(self._round, which)
+            self._keep(i, which)
 
     def committed(self, folder: Storage, files: Sequence[Written], round_: int) -> None:
         """See `federated.executor.Executor`."""
@@ -154,18 +154,20 @@ class DroppingExecutor(RayExecutor):
                 break
             i = waiting.pop(landed[0])
             try:
-                answer = get(landed.pop())
+                answer = self._answer(i, landed.pop())
             except FedrayError as error:
                 self._lost(i, error)
                 continue
             goal -= worth.get(i, 0)
             yield i, answer
             del answer
-        self._away |= {i: Away([back(self._actors[i])]) for i in waiting.values()}
+        for i in waiting.values():
+            self._away[i] = Away([*self._unseen.pop(i, []), back(self._actors[i])])
 
     def _lost(self, i: int, error: FedrayError) -> None:
         """It is made again in the meantime."""
         self._failures.note(error)
+        self._unseen.pop(i, None)
         self._away[i] = Away(self._remade(i), set(self._kept))
 
     def _here(self) -> list[int]:

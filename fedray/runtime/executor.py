@@ -58,6 +58,7 @@ class RayExecutor:
         self._at: tuple[Storage, Sequence[Written]] = (Storage(""), ())
         self._round = 0
         self._restoring: dict[int, list[Any]] = {}
+        self._unseen: dict[int, list[Any]] = {}
         self.clients = clients
 
     @property
@@ -107,12 +108,21 @@ class RayExecutor:
         return merge_sums(self._each(lambda a, _: a.evaluate.remote(*call)), max)
 
     def keep_best(self, which: str = "best") -> None:
-        """Queued behind the evaluation; nothing to wait for. An actor that does not come to it is out of step, which
-        the next request shows."""
-        for actor in self._actors:
-            actor.keep_best.remote(self._round, which)
+        """Queued behind the evaluation; nothing to wait for. Whether it was done is seen with the next answer."""
+        for i in range(len(self._actors)):
+            self._keep(i, which)
         if self._since:
             self._since[-1].kept.append(which)
+
+    def _keep(self, i: int, which: str) -> None:
+        self._unseen.setdefault(i, []).append(self._actors[i].keep_best.remote(self._round, which))
+
+    def _answer(self, i: int, ref: Any) -> Any:
+        """What actor i says to a request, if it did what it was told before."""
+        answer = get(ref)
+        for told in self._unseen.pop(i, []):
+            get(told)
+        return answer
 
     def per_client(self, broadcast: Broadcast, which: str = "best") -> tuple[MetricSums, Users]:
         """See `federated.executor.Executor`."""
@@ -170,7 +180,7 @@ class RayExecutor:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             i = waiting.pop(done)
             try:
-                answer = get(done)
+                answer = self._answer(i, done)
             except FedrayError as error:
                 self._restore_one(i, error)
                 waiting[call(self._actors[i], i)] = i
@@ -183,6 +193,7 @@ class RayExecutor:
         """Requests that bring a fresh actor to where it was; they are not waited for, since it does one after the
         other. If the last attempt at that failed by itself (its files are gone, say) that is the error."""
         self._failures.note(error)
+        self._unseen.pop(i, None)
         for ref in self._restoring.pop(i, []):
             if ray.wait([ref], timeout=0)[0]:
                 blame(ref)

@@ -31,11 +31,12 @@ class Call:
 
 
 class StandIn:
-    """stalled: it does nothing for now. doomed: it dies of training in that round."""
+    """stalled: it does nothing for now. doomed: it dies of training in that round. unheard: requests of this name that
+    get lost on their way, the next one first."""
 
     def __init__(self, make):
         self._make, self._real, self.waiting = make, make(), []
-        self.stalled, self.doomed = False, None
+        self.stalled, self.doomed, self.unheard = False, None, []
 
     def __getattr__(self, name):
         return Call(self, name)
@@ -46,6 +47,10 @@ class StandIn:
             if request.name == "train" and request.args[1] == self.doomed:
                 self._die(request)
                 continue
+            if request.name in self.unheard:
+                self.unheard.remove(request.name)
+                request.finish(lost())
+                continue
             try:
                 request.finish(getattr(self._real, request.name)(*request.args))
             except FedrayError as error:
@@ -54,9 +59,13 @@ class StandIn:
     def _die(self, request):
         self._real, self.doomed = self._make(), None
         assert request.once, "Ray would repeat it, and nobody would hear of the death"
-        error = ActorLostError("gone")
-        error.__cause__ = exceptions.ActorUnavailableError("gone", b"0" * 16)
-        request.finish(error)
+        request.finish(lost())
+
+
+def lost():
+    error = ActorLostError("gone")
+    error.__cause__ = exceptions.ActorUnavailableError("gone", b"0" * 16)
+    return error
 
 
 class StandInRay:
