@@ -162,7 +162,7 @@ def train(
         end = RunEnd("KILLED")
         try:
             with signals_heard():
-                result = _tracked(job, plan, tracker, run_id, console, save, begun, checkpoints, go.resume, stop)
+                result = _tracked(job, plan, tracker, run_id, console, save, begun, checkpoints, go, stop)
             end = run_end(result, job, "FINISHED")
             if checkpoints and not go.run_id:
                 checkpoints.clear()
@@ -202,7 +202,7 @@ def _tracked(
     save: Path | None,
     begun: float,
     checkpoints: Checkpoints | None,
-    resume: bool,
+    go: Go,
     stop: Stop,
 ) -> Result:
     config = job.config
@@ -215,10 +215,11 @@ def _tracked(
     with (
         federation(config, job.method, job.data, job.dataset.features, plan, checkpoints) as clients,
         Progress(console, config, control) as progress,
-        resumable(console, checkpoints, clients),
+        resumable(console, checkpoints, clients, go),
     ):
-        for report in clients.resume() if resume else ():
+        for report in clients.resume() if go.resume else ():
             tracker.log_round(report)
+            progress.recall(report)
             reports.append(report)
         if reports:
             say(console, f"goes on after round {reports[-1].round} of {config.train.rounds}")
@@ -233,7 +234,7 @@ def _tracked(
 
 
 @contextmanager
-def resumable(console: Console, checkpoints: Checkpoints | None, clients: Federation) -> Iterator[None]:
+def resumable(console: Console, checkpoints: Checkpoints | None, clients: Federation, go: Go) -> Iterator[None]:
     """However the run breaks off: a checkpoint where that is possible, and how to go on."""
     try:
         yield
@@ -241,8 +242,7 @@ def resumable(console: Console, checkpoints: Checkpoints | None, clients: Federa
         if checkpoints and isinstance(error, StoppedBetweenRounds):
             clients.commit()
         if checkpoints and not isinstance(error, ConfigError) and (last := checkpoints.last_round()):
-            run = checkpoints.identity.run_id
-            say(console, f"to go on after round {last}, add: --run-id {run} --resume-or-start")
+            say(console, f"to go on after round {last}, add: {go.how(checkpoints.identity.run_id)}")
         raise
 
 

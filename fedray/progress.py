@@ -71,11 +71,16 @@ class Progress:
             self._last_line = now
             say(self._console, format_round(status))
 
-    def _status(self, report: RoundReport) -> RoundStatus:
+    def recall(self, report: RoundReport) -> float | None:
+        """A round of which no line is shown: of before the run was resumed. Its validation metric, if it has one."""
         value = report.metrics.get(f"{SPLITS[self._split][0]}/{self._metric}")
         if value is not None:
             self._best = value if not value <= self._best else self._best
         self._abandoned += report.abandoned
+        return value
+
+    def _status(self, report: RoundReport) -> RoundStatus:
+        value = self.recall(report)
         status = RoundStatus(
             report.round,
             self._rounds,
@@ -220,12 +225,9 @@ T = TypeVar("T")
 
 
 def one_by_one(each: Iterator[T], stop: Stop) -> Iterator[T]:
-    """`each`, interrupted only between two of them."""
-    while True:
-        with stop.later():
-            try:
-                found = next(each)
-            except StopIteration:
-                return
-        yield found
+    """`each`, interrupted only between two of them: what is done with one is finished, too."""
+    with stop.later():
+        for found in each:
+            yield found
+            stop.check()
         stop.check()

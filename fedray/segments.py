@@ -51,7 +51,7 @@ class Segments:
         self._starts = [0, *sorted(config.changes)]
         self._stack = ExitStack()
         self._now: Federation | None = None
-        self._at = self._until = self._seen = self._restarts = 0
+        self._at = self._until = self._seen = 0
 
     def close(self) -> None:
         """The federation of now ends."""
@@ -81,12 +81,11 @@ class Segments:
                 now = self._now
 
     def _of(self, now: Federation) -> Iterator[RoundReport]:
-        before = self._restarts
         for report in now.rounds():
-            self._restarts, self._at = before + report.restarts, report.round
+            self._at = report.round
             if report.round > self._seen:
                 self._seen = report.round
-                yield replace(report, restarts=self._restarts)
+                yield report
             if report.round == self._until:
                 return
 

@@ -68,10 +68,12 @@ class Batch:
 
 @dataclass(eq=False)
 class Member:
-    """A worker and what it holds: batch (None: a sign of life) -> when it must have answered."""
+    """A worker and what it holds: batch (None: a sign of life) -> when it must have answered. since: when it had work
+    or came up; heard: when it gave a sign of life, which does not keep an idle one."""
 
     worker: Worker
     since: float
+    heard: float = 0.0
     pid: int = 0
     up: bool = False
     flying: dict[Batch | None, float] = field(default_factory=dict)

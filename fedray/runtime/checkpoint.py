@@ -232,14 +232,21 @@ class Checkpoints:
 
 class Go(NamedTuple):
     """Which run this is. run_id: empty for one of its own, whose checkpoints go when it ends well. resume: it may go on
-    from a checkpoint."""
+    from a checkpoint. family: whose seed it is, by the family's run id; None: nobody's."""
 
     run_id: str = ""
     resume: bool = False
+    family: str | None = None
 
     def of_seed(self, seed: int) -> "Go":
         """The run of one seed of a family."""
-        return Go(f"{self.run_id}-s{seed}" if self.run_id else "", self.resume)
+        return Go(f"{self.run_id}-s{seed}" if self.run_id else "", self.resume, self.run_id)
+
+    def how(self, own: str) -> str:
+        """What to add to the command to go on. own: the run's id."""
+        if self.family == "":
+            return "a --run-id from the start (without one, seeds begin anew)"
+        return f"--run-id {self.family or own} --resume-or-start"
 
 
 NEW = Go()

@@ -87,11 +87,11 @@ class Coordinator:
 
     def resume(self, restarts: int = 0) -> tuple[Sequence[RoundReport], bool]:
         """Back to the newest checkpoint, or to the start where there is none: what the rounds until there said, and
-        whether they were all. restarts: of actors, in the run so far."""
-        self._restarts = restarts
+        whether they were all. restarts: of actors so far, if they are more than those rounds know of."""
         found = self._checkpoints.newest() if self._checkpoints else None
         self.last, self._unsaved = found, []
         past = self._checkpoints.reports(found.round if found else 0) if self._checkpoints else []
+        self._restarts = max(restarts, past[-1].restarts if past else 0)
         if found is None:
             self._run = rounds.start(self._config, self._method)
             self._executor.restore(Storage(""), (), 0)

@@ -183,7 +183,7 @@ class EncoderPool:
             if len(self._members) > self._least and now - member.since > self._settings.idle_s:
                 self._members.remove(member)
                 member.worker.kill()
-            elif now - member.since > PROBE_S:
+            elif now - max(member.since, member.heard) > PROBE_S:
                 self._ask(member, now + self._settings.batch_timeout_s)
 
     def _start(self) -> None:
@@ -203,7 +203,8 @@ class EncoderPool:
         del member.flying[None]
         error = found.exception()
         if error is None:
-            member.up, member.pid, member.since, self._failed_starts = True, found.result().pid, self._clock(), 0
+            member.since, member.heard = member.since if member.up else self._clock(), self._clock()
+            member.up, member.pid, self._failed_starts = True, found.result().pid, 0
             self._count(most_workers=max(self._stats.most_workers, sum(m.up for m in self._members)))
         elif isinstance(error, WorkerLost):
             self._failed_starts += not member.up

@@ -35,6 +35,7 @@ QUIET = {
 }
 """Defaults for a local cluster, unless the user set them: workers at normal priority, no usage reports, and no history
 of requests, which the GCS keeps (15 KB a round) for a dashboard: there is none."""
+CGROUP = Path("/sys/fs/cgroup")
 SEEN = ".seen"
 
 
@@ -139,14 +140,23 @@ def local_resources() -> Resources:
     free = float(psutil.virtual_memory().available)
     limit = _cgroup("memory.max", math.inf)
     if limit < math.inf:
-        free = min(free, limit - _cgroup("memory.current", 0.0))
+        free = min(free, limit - (_cgroup("memory.current", 0.0) - _file_cache()))
     return Resources(float(max(1, int(cpus))), float(torch.cuda.device_count()), float(free))
+
+
+def _file_cache() -> float:
+    """Bytes of this container that are given back when they are asked for: pages of files not read lately."""
+    try:
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        return float(dict(line.split() for line in lines)["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
 
 
 def _cgroup(name: str, otherwise: float) -> float:
     """A limit of this container (cgroup v2): bytes, or CPUs as quota over period."""
     try:
-        first, *period = (Path("/sys/fs/cgroup") / name).read_text().split()
+        first, *period = (CGROUP / name).read_text().split()
         return float(first) / float(period[0]) if period else float(first)
     except (OSError, ValueError, IndexError):
         return otherwise

@@ -66,9 +66,10 @@ def training(config: RunConfig) -> Job:
 
 
 def command(job: Job, run_id: str, seeds: str = "") -> list[str]:
-    """The entrypoint's argv after `python`: it starts the run or goes on with it."""
-    more = ["--seeds", seeds] if seeds else []
-    return [str(job.entrypoint), job.file, "--run-id", run_id, "--resume-or-start", *more]
+    """The entrypoint's argv after `python`: it starts the run or, where that leaves checkpoints, goes on with it."""
+    more = ["--resume-or-start"] if job.config.runtime.checkpoint.every else []
+    more += ["--seeds", seeds] if seeds else []
+    return [str(job.entrypoint), job.file, "--run-id", run_id, *more]
 
 
 def write_folder(folder: Path, job: Job, run_id: str, extra: Path | None = None) -> None:

@@ -144,7 +144,8 @@ def refit(sweep: Sweep, best: TrialRecord, run_id: str, console: Console) -> dic
     for name, settings in jobs.items():
         config = make_config({**sweep.raw(settings), "name": f"{sweep.config.name}_{name}"})
         console.rule(f"refit: {name}")
-        ends[name] = train_family(config, sweep.config.refit.seeds, console, Go(f"{run_id}-{name}", resume=True))
+        go = Go(f"{run_id}-{name}", resume=bool(config.runtime.checkpoint.every))
+        ends[name] = train_family(config, sweep.config.refit.seeds, console, go)
     metric = rules_of(sweep.job.evaluation).lead
     said = report.refit_text({k: e.summary for k, e in ends.items()}, {k: e.users for k, e in ends.items()}, metric)
     say(console, said)

@@ -163,12 +163,37 @@ def test_killed_in_a_checkpoint_a_run_has_each_round_once_and_leaves_nothing_bes
     assert not [n for n in folders(tmp_path) if n.startswith(".")]
 
 
+def test_restarts_before_a_run_went_on_are_counted(tmp_path):
+    config = config_of(tmp_path)
+    run = coordinator_of(config)
+    run.resume(restarts=3)
+    steps(run, 4)
+    for told, restarts in ((0, 3), (5, 5)):
+        again = coordinator_of(config, Go("r", True))
+        past, _ = again.resume(told)
+        assert [r.restarts for r in past] == [3] * 4
+        assert again.step()[0].restarts == restarts
+
+
 def test_a_run_of_that_name_is_not_overwritten(tmp_path):
     config = config_of(tmp_path)
     steps(coordinator_of(config), 3)
     with pytest.raises(ResumeError, match=r"run r is there already, up to round 2.*--resume-or-start"):
         coordinator_of(config)
     assert coordinator_of(config, NEW) is not None  # a run of its own, beside
+
+
+@pytest.mark.parametrize(
+    ("go", "expected"),
+    [
+        (Go("r"), "--run-id r --resume-or-start"),
+        (Go(), "--run-id own --resume-or-start"),
+        (Go("r").of_seed(3), "--run-id r --resume-or-start"),  # the family's: `r-s3` would be a family of its own
+        (Go().of_seed(3), "a --run-id from the start (without one, seeds begin anew)"),
+    ],
+)
+def test_how_to_go_on_is_what_the_command_understands(go, expected):
+    assert go.how(go.run_id if go.family is None and go.run_id else "own") == expected
 
 
 def test_other_settings_are_refused_by_name(tmp_path):

@@ -13,6 +13,7 @@ from fedray.config import EncodingConfig
 from fedray.embeddings.host import Encoded
 from fedray.encoders import Problem
 from fedray.errors import EncoderError, MissingPathError, PlacementError
+from fedray.runtime import encoder_pool
 from fedray.runtime.encoder_pool import EncoderPool
 from fedray.runtime.workers import Hello, WorkerLost
 
@@ -220,7 +221,9 @@ def test_workers_that_find_no_room_are_an_error_in_time():
         pool.embed(["1"], timeout_s=20)
 
 
-def test_it_grows_with_what_waits_and_shrinks_when_idle():
+@pytest.mark.parametrize("probe_s", [10.0, 0.1], ids=["", "though it is asked for signs of life"])
+def test_it_grows_with_what_waits_and_shrinks_when_idle(monkeypatch, probe_s):
+    monkeypatch.setattr(encoder_pool, "PROBE_S", probe_s)
     fleet = Fleet(lag=0.02)
     with pool_of(fleet, most=3, idle_s=0.3) as pool:
         pool.embed(texts(*range(60)), timeout_s=20)

@@ -131,6 +131,8 @@ def test_the_command_survives_a_shell():
     assert shlex.split(shlex.join(argv)) == argv
     assert argv == ["jobs/train.py", "jobs/it's $HOME.yaml", "--run-id", "r;1", "--resume-or-start", "--seeds", "0..4"]
     assert "--seeds" not in shipping.command(job, "r")
+    without = shipping.training(config_of(runtime={"checkpoint": {"every": 0}}))
+    assert shipping.command(without, "r")[2:] == ["--run-id", "r"]  # there is nothing to go on from
 
 
 def test_a_sweep_goes_with_an_entrypoint_of_its_own(tmp_path):
