@@ -130,7 +130,7 @@ def test_what_is_shared_need_not_be_trained_twice(tmp_path):
     [
         ({2: {"backbone.lr": 0.3}}, "data", "another one until round 6: changes.2.backbone.lr differ"),
         ({5: {"backbone.lr": 0.3}}, "data", "changes.5.backbone.lr differ"),
-        ({}, "others", "the data differ"),
+        ({}, "others", "the data or the items' features differ"),
     ],
 )
 def test_another_run_is_no_parent(tmp_path, changes, data, said):

@@ -147,6 +147,20 @@ def test_rounds_without_the_lost_and_the_late_are_those_of_the_others(monkeypatc
     assert_equal(*(r.state.params for r in side.runs))
 
 
+def test_a_group_of_whom_nobody_is_heard_keeps_what_it_was_taught(monkeypatch):
+    grouped = {**GROUPED, "plugins": {"gfmfr": {**GROUPED["plugins"]["gfmfr"], "groups": 12}}}
+    side = Side(monkeypatch, grouped, FEATURES, train={"clients_per_round": 1.0})
+    side.step()
+    before, side.actors[1].unheard = side.runs[0].state, ["by_group"]
+    run, _ = rounds.step(side.runs[0], side.found)
+    group, rest = run.state.params["gfmfr/group"], np.concatenate([p for i, p in enumerate(PARTS) if i != 1])
+    alone = sorted({*group[PARTS[1]]} - {*group[rest]})
+    changed = run.state.params["gfmfr/preference"] != before.params["gfmfr/preference"]
+    assert alone and not changed[alone].any()
+    assert changed[np.unique(group[rest])].all()
+    rounds.step(run, side.found)
+
+
 def test_without_faults_it_is_the_exact_executor(monkeypatch):
     side = Side(monkeypatch, PFEDREC)
     for _ in range(9):

@@ -7,9 +7,9 @@
              3. a fusion of (group row, contents) is fitted to the C_l, going on where it stood: Q_l
              4. preference_l = sigmoid(mean score function on Q_l): one number an item, down to the group's clients
 
-Of single clients the server sees the vector that grouping reads, and nothing else; tables and score functions come as
-sums by group. Where the score function is private (FCF, FedRAP, PFedRec: the head) this plug-in uploads it, and the
-mean of a group's user vectors where the teacher needs one.
+Of single clients the server sees the vector that grouping reads; tables and score functions come as sums by group,
+which of a group of one are that client's own. Where the score function is private (FCF, FedRAP, PFedRec: the head) this
+plug-in uploads it, and the mean of a group's user vectors where the teacher needs one.
 
 Paper -> here: E_G `group_embedding`, S_phi `models.group_fusion`, E_M `preference`, P_u the backbone's `predictor`.
 
@@ -20,6 +20,8 @@ Departures from the authors' code, each of which has an option where it can be b
   batches in the order of the simulation: with `ratio: client` each client keeps its own.
   There the weight has no bound: where predictions come near to the group's, the ratio grows, and with it the rate.
 - A client without a group trains on its backbone's loss; theirs does not train at all.
+- Under BPR the term is the same, on each item's own logit, though BPR gives these no zero and no scale: the paper has
+  BCE only.
 - Negatives, schedules and FedRAP's regularisers are the backbone's and the job's (`evaluation.options`,
   `backbone.schedule`).
 - The fit is shorter, by Adam, on the content's principal axes, and a step takes items with all groups; theirs takes 50
@@ -198,7 +200,8 @@ def _fitted(
         return GroupFusion(config.fusion, features, config.features, *sizes, config.gain)
 
     def fitted(seed: int, state: ServerState, found: Grouped) -> ServerState:
-        members = np.bincount(found.labels, minlength=config.groups)
+        """A group of whose clients none was heard of (they are lost, or late) keeps what it had."""
+        members = np.bincount(found.labels, minlength=config.groups) * [bool(s.scalars) for s in found.sums]
         targets = np.stack([group_table(inner, found, g) for g in range(config.groups)])
         fusion, extra = fusion_of(targets.shape[2]), dict(state.extra)
         params = {k.removeprefix(FUSION): v for k, v in extra.items() if k.startswith(FUSION)} or fusion.init(seed)
@@ -235,9 +238,10 @@ def preference_of(
 
 
 def group_table(inner: Method, found: Grouped, g: int) -> Float32[np.ndarray, "M d"]:
-    """C_g: the mean of what its clients' item rows were after training; of an empty group, the broadcast's."""
+    """C_g: the mean of what its clients' item rows were after training; of an empty group, or of one of whose clients
+    none was heard of, the broadcast's."""
     old = found.broadcast.params
-    if not (found.labels == g).any():
+    if not found.sums[g].scalars:
         return inner.item_rows(old)
     tables = dict(old)
     for k, step in mean_deltas(found.sums[g]).items():
