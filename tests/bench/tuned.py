@@ -20,14 +20,14 @@ import numpy as np
 import yaml
 
 from fedray.compare import compare
-from fedray.config import make_config
+from fedray.config import load_config, make_config
 from fedray.errors import FedrayError
 from fedray.federated import rounds
 from fedray.federated.clients import make_host
 from fedray.federated.executor import SerialExecutor
 from fedray.job import Prepared, prepare
 from fedray.methods import build
-from tests.bench.quality import DIVERGED, cell, tested_text
+from tests.bench.quality import DIVERGED, cell, differs, tested_text
 from tests.bench.results import KEPT as RESULTS
 from tests.bench.results import ROOT, rewrite
 from tests.bench.spaces import BUDGET, EVERY, ROUNDS, SLOW, Row, space
@@ -177,9 +177,10 @@ def seen(stack: Stack, trial: dict[str, Any]) -> list[float]:
     `gfmfr` with weight 0, as what it stands on (tests/methods/test_gfmfr.py: equal to the bit)."""
     if "off" not in trial:
         return [] if stack.long else [trial["value"]]
-    file = RESULTS / f"{stack.under.job}.json"
-    if stack.own != "gfmfr" or not file.is_file():
+    under = stack.under.job
+    if stack.own != "gfmfr" or not has_run(under, under):
         return []
+    file = RESULTS / f"{under}.json"
     return [r["validation"]["ndcg_at_10"] for r in json.loads(file.read_text())["runs"]][: len(TRIED)]
 
 
@@ -190,10 +191,14 @@ def finalists(kept: list[dict[str, Any]], few: bool) -> list[dict[str, Any]]:
 
 
 def settled(stack: Stack, there: Prepared) -> dict[str, Any]:
-    """The job of a stack: read where there is one, else searched and written."""
+    """The job of a stack: read where there is one, else searched and written. RuntimeError where it stands on other
+    settings than the job of what it stands on now has."""
     file = ROOT / "jobs" / f"{stack.job}.yaml"
     if file.is_file():
-        return yaml.safe_load(file.read_text())
+        made = yaml.safe_load(file.read_text())
+        if stack.plugins and stripped(made, stack.own) != stripped(settled(stack.under, there), stack.own):
+            raise RuntimeError(f"{file.name} was tuned on other settings than {stack.under.job}.yaml has: remove it")
+        return made
     n = (BUDGET if stack.plugins else 2 * BUDGET) // (2 if stack.dear else 1)
     if stack.plugins:
         own, raw = stack.own, settled(stack.under, there)
@@ -211,6 +216,13 @@ def settled(stack: Stack, there: Prepared) -> dict[str, Any]:
     return made
 
 
+def stripped(raw: dict[str, Any], plugin: str) -> dict[str, Any]:
+    """A job without a plug-in, and without what comes and goes with one."""
+    plugins = {k: v for k, v in (raw.get("plugins") or {}).items() if k != plugin}
+    backbone = {k: v for k, v in raw["backbone"].items() if k != "item_bias"}
+    return {k: v for k, v in raw.items() if k != "encoders"} | {"plugins": plugins, "backbone": backbone}
+
+
 def row(stack: Stack, there: Prepared) -> None:
     """Settings and 5 seeds of a stack."""
     settled(stack, there)
@@ -219,9 +231,9 @@ def row(stack: Stack, there: Prepared) -> None:
 
 
 def run(name: str, job: str, *sets: str) -> bool:
-    """5 seeds of a job, unless they are there; False where one of them diverged."""
+    """5 seeds of a job, unless they are there with these settings; False where one of them diverged."""
     file = RESULTS / f"{name}.json"
-    if file.is_file():
+    if has_run(name, job, *sets):
         return True
     settings = [part for s in (*QUIET, *sets) for part in ("--set", s)]
     command = [sys.executable, "-m", "fedray.cli", "train", str(ROOT / "jobs" / f"{job}.yaml"), *settings]
@@ -234,12 +246,21 @@ def run(name: str, job: str, *sets: str) -> bool:
     return not done.returncode
 
 
+def has_run(name: str, job: str, *sets: str) -> bool:
+    """Whether there are 5 seeds of a job with these settings."""
+    file = RESULTS / f"{name}.json"
+    config = load_config(ROOT / "jobs" / f"{job}.yaml", [*QUIET, *sets])
+    return file.is_file() and not differs(json.loads(file.read_text()), config)
+
+
 def demote(name: str) -> bool:
     """The settings of this job diverged under another seed: the next best take their place. False where there are
     none."""
     file = KEPT / f"{name}.json"
-    kept = json.loads(file.read_text())
+    kept = json.loads(file.read_text()) if file.is_file() else []
     tried = [t for t in kept if "full" in t]
+    if not tried:
+        raise RuntimeError(f"{name} diverges, and there are no other settings that were run in full")
     best = max(tried, key=lambda t: float(np.mean(t["full"])))
     best |= {"diverged": best["value"], "value": 0.0, "full": [0.0]}
     file.write_text(json.dumps(kept, indent=1))
