@@ -13,7 +13,6 @@ DATA: dict[str, dict[str, Any]] = {
     "amazon": {"source": "folder", "name": "amazon", "path": "amazon-video"},
 }
 ROUNDS = {"ml100k": 100, "ku": 100, "amazon": 60}
-SCREEN = {"ml100k": 30, "ku": 30, "amazon": 20}
 SLOW = {"gpfedrec": 0.2}
 """Times the rounds: its server multiplies clients x clients by clients x (items d) every round."""
 EVERY = {"ml100k": 5, "ku": 5, "amazon": 10}
@@ -115,11 +114,6 @@ OWN["fedrap", "dualper"] = {**OWN["fedrap", ""], "plugins.dualper.item_lr_scale"
 def space(row: Row) -> dict[str, list[Any]]:
     """Dotted key -> what may be chosen."""
     return {"train.batch_size": [256], **COMMON, **OWN[row.backbone, row.plugin]}
-
-
-def screen(row: Row, data: str) -> int:
-    """Rounds of a trial."""
-    return int(SCREEN[data] * SLOW.get(row.backbone, 1))
 
 
 def base(row: Row, data: str) -> dict[str, Any]:

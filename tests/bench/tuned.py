@@ -21,17 +21,13 @@ import yaml
 
 from fedray.compare import compare
 from fedray.config import load_config, make_config
-from fedray.errors import FedrayError
-from fedray.federated import rounds
-from fedray.federated.clients import make_host
-from fedray.federated.executor import SerialExecutor
 from fedray.job import Prepared, prepare
-from fedray.methods import build
+from fedray.yamls import laid
 from tests.bench.quality import DIVERGED, cell, differs, tested_text
 from tests.bench.results import KEPT as RESULTS
 from tests.bench.results import ROOT, rewrite
 from tests.bench.spaces import BUDGET, EVERY, ROUNDS, SLOW, Row, space
-from tests.bench.tune import KEPT, laid
+from tests.bench.trials import KEPT, TRIED, best_of, finalists, value_of
 
 TEXT = {"name": "transformers", "model": "minilm", "fields": ["title", "genres", "plot_long"]}
 DATA: dict[str, dict[str, Any]] = {
@@ -44,7 +40,6 @@ LIKE = {"ml100k10": "ml100k"}
 """Rounds as those of another set."""
 SCREENED = 30
 """Rounds of a trial where runs are long (on a backbone whose rounds are dear: times SLOW); elsewhere as a run has."""
-FINALISTS, FEWER, TRIED = 4, 2, (0, 1, 2)
 CONTENT: dict[str, list[Any]] = {
     "operator_lr": [0.0, 0.001, 0.01, 0.1, 1.0],
     "gain": [0.01, 0.03, 0.1, 0.3],
@@ -131,22 +126,6 @@ def bare(backbone: str, data: str) -> dict[str, Any]:
     }
 
 
-def value_of(raw: dict[str, Any], there: Prepared, rounds_: int = 0, seed: int = 0) -> float:
-    """Best validation NDCG@10, within so many rounds if given; 0 where training breaks off."""
-    more: dict[str, Any] = {"evaluation.controls": False, "runtime": {"executor": "serial"}, "seed": seed}
-    try:
-        config = make_config(laid(raw, more | ({"train.rounds": rounds_} if rounds_ else {})))
-        method = build(config, there.data.n_items, there.dataset.features)
-        executor, run = SerialExecutor([make_host(config, method, there.data)]), rounds.start(config, method)
-        while not rounds.finished(run):
-            run, _ = rounds.step(run, executor)
-    except FedrayError as error:
-        print(f"{type(error).__name__}: {error}"[:160], flush=True)
-        return 0.0
-    assert run.best is not None
-    return run.best.value
-
-
 def searched(
     stack: Stack, raw: dict[str, Any], axes: dict[str, list[Any]], n: int, off: dict[str, Any], there: Prepared
 ) -> dict[str, Any]:
@@ -167,7 +146,8 @@ def searched(
             known = seen(stack, trial)
             trial["full"] = known + [value_of(laid(raw, trial["chosen"]), there, seed=s) for s in TRIED[len(known) :]]
             file.write_text(json.dumps(kept, indent=1))
-    best = max(finalists(kept, stack.long), key=lambda t: float(np.mean(t["full"])))
+    best = best_of(kept, stack.long)
+    assert best is not None
     print(f"{stack.job}: {np.mean(best['full']):.4f} {best['chosen']}", flush=True)
     return laid(raw, best["chosen"])
 
@@ -182,12 +162,6 @@ def seen(stack: Stack, trial: dict[str, Any]) -> list[float]:
         return []
     file = RESULTS / f"{under}.json"
     return [r["validation"]["ndcg_at_10"] for r in json.loads(file.read_text())["runs"]][: len(TRIED)]
-
-
-def finalists(kept: list[dict[str, Any]], few: bool) -> list[dict[str, Any]]:
-    """The settings that screened best and did not diverge since, and, where there is one, `off`."""
-    drawn = [t for t in kept if "off" not in t and t["value"] > 0]
-    return [t for t in kept if "off" in t] + sorted(drawn, key=lambda t: -t["value"])[: FEWER if few else FINALISTS]
 
 
 def settled(stack: Stack, there: Prepared) -> dict[str, Any]:
