@@ -270,9 +270,10 @@ def asked(args: list[str], backbones: tuple[str, ...]) -> tuple[list[str], list[
     return [a for a in args[:at] if a in DATA] or list(DATA), [b for b in backbones if b in only]
 
 
-def written(section: str, table_of: Callable[[str], str], text: str) -> str:
-    """The README's text with this section's tables."""
+def written(section: str, families_of: Callable[[str], list[list[str]]], text: str) -> str:
+    """The README's text with this section's tables, of those data of which all runs are there."""
     for data in DATA:
-        if f"<!-- {section}-{data} -->" in text:
-            text = rewrite(text, f"{section}-{data}", table_of(data))
+        families = families_of(data)
+        if all((RESULTS / f"{n}.json").is_file() for names in families for n in names):
+            text = rewrite(text, f"{section}-{data}", table(families))
     return text
