@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import partial
@@ -64,13 +65,13 @@ def todo() -> list[tuple[str, str, str, list[str]]]:
     ]
 
 
-def differs(kept: dict[str, Any], config: RunConfig) -> bool:
-    """Whether a kept result does not say that it had these settings. One younger than the result counts where the job
-    itself gives it: else it would be its default."""
+def differs(kept: dict[str, Any], config: RunConfig, beside: Sequence[str] = ()) -> bool:
+    """Whether a kept result does not say that it had these settings, but for those `beside`. One younger than the
+    result counts where the job itself gives it: else it would be its default."""
     before = kept.get("runs", [kept])[0].get("about", {}).get("params", {})
     given = _dotted(config.model_dump(exclude_unset=True))
     now = {k: v for k, v in params(config, config.method_name()).items() if k in before or k in given}
-    return not before or _counting(before) != _counting(now)
+    return not before or _counting(before, beside) != _counting(now, beside)
 
 
 def _dotted(node: Any, prefix: str = "") -> set[str]:
@@ -79,10 +80,10 @@ def _dotted(node: Any, prefix: str = "") -> set[str]:
     return {k for name, child in node.items() for k in _dotted(child, f"{prefix}.{name}" if prefix else name)}
 
 
-def _counting(settings: dict[str, str]) -> dict[str, str]:
+def _counting(settings: dict[str, str], beside: Sequence[str]) -> dict[str, str]:
     """Where things run changes no number, and the seeds are the family's."""
     other = ("runtime.", "encoding.")
-    return {k: v for k, v in settings.items() if k not in ("name", "seed") and not k.startswith(other)}
+    return {k: v for k, v in settings.items() if k not in ("name", "seed", *beside) and not k.startswith(other)}
 
 
 def run(name: str, job: str, seeds: str, sets: list[str]) -> None:

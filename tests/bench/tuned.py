@@ -72,6 +72,8 @@ OWN_ROWS = {"fedncf": "fixed", "gpfedrec": "fixed"}
 """These add the ID row themselves, and move it; on others (`moving`) it moves as a view."""
 METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")
 QUIET = ("tracking.backend=none", "runtime.executor=serial", "evaluation.local_only=false", "evaluation.ablation=false")
+BESIDE = ("evaluation.local_only", "evaluation.ablation")
+"""What is measured beside a run, and changes no number of it."""
 
 
 class Stack(NamedTuple):
@@ -224,7 +226,7 @@ def has_run(name: str, job: str, *sets: str) -> bool:
     """Whether there are 5 seeds of a job with these settings."""
     file = RESULTS / f"{name}.json"
     config = load_config(ROOT / "jobs" / f"{job}.yaml", [*QUIET, *sets])
-    return file.is_file() and not differs(json.loads(file.read_text()), config)
+    return file.is_file() and not differs(json.loads(file.read_text()), config, BESIDE)
 
 
 def demote(name: str) -> bool:
