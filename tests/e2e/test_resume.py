@@ -121,6 +121,7 @@ def test_names_that_cannot_be(tmp_path, args, says):
     assert done.returncode == 2 and says in done.stderr
 
 
+@pytest.mark.slow
 def test_a_family_goes_on_with_the_seed_that_was_killed(tmp_path):
     sets = [*SMALL, "train.rounds=60", "runtime.executor=serial", "runtime.checkpoint.every=7"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -125,7 +125,7 @@ def test_a_failed_run_is_closed_as_failed(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_interrupted_runs_end_clean(tmp_path, number):
     args = ["train", JOB, "--set", "train.rounds=100000", *JSONL]
     process = subprocess.Popen(
@@ -156,6 +156,7 @@ def members(leader):
     return [leader, *(p.pid for p in psutil.Process(leader).children(recursive=True))]
 
 
+@pytest.mark.slow
 def test_a_saved_model_scores_the_same_when_loaded(tmp_path):
     done = fedray("train", JOB, *SMALL, *SERIAL, *JSONL, "--save", "model", "--summary", "a.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -68,6 +68,7 @@ def rows_of(store_root):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_features_of_a_serial_run_and_of_ray_with_one_and_three_actors_are_equal(tmp_path, bert, ray_cluster):
     encoders = {**slow(bert), "image": {"name": "hashing"}}
     serial, _ = encoded(config_of(tmp_path / "s", encoders=encoders, items=SLOW_TEXTS))

@@ -101,7 +101,7 @@ def test_pfedrec_ends_with_the_same_bits(ray_cluster, tmp_path, kill, lost):
     assert restarts == lost
 
 
-@pytest.mark.parametrize("method", [GPFEDREC, GROUPED], ids=["gpfedrec", "gfmfr"])
+@pytest.mark.parametrize("method", [GPFEDREC, pytest.param(GROUPED, marks=pytest.mark.slow)], ids=["gpfedrec", "gfmfr"])
 def test_methods_with_a_second_phase_do_too(ray_cluster, tmp_path, method):
     config = config_of(method, tmp_path)
     _, reports, outcome, _ = run(config, DATA, features=FEATURES)

@@ -212,9 +212,8 @@ def children(folder):
     return found
 
 
-@pytest.mark.parametrize(
-    ("more", "trials"), [({}, 4), pytest.param(PBT, 9, marks=pytest.mark.slow)], ids=["random", "pbt"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "trials"), [({}, 4), (PBT, 9)], ids=["random", "pbt"])
 def test_killed_in_the_middle_and_resumed_it_is_the_same_sweep(tmp_path, more, trials):
     """kill -9 of the whole process group while trials run; MLflow's tree ends as if nothing had been."""
     raw = {**SWEEP, **more, "base": {**SWEEP["base"], "tracking": {"backend": "mlflow"}, "train": {"rounds": 60}}}
