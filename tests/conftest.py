@@ -13,16 +13,6 @@ os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY
 NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
 
 
-LONG = ("search", "e2e", "runtime")
-"""Folders whose files start many processes."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first: else the last of them keeps one process busy while the others are done."""
-    here = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(here).parts[0] not in LONG)
-
-
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """`real_data("ku")` is the folder of that set in FEDRAY_DATA or ../shared/data; else the test is skipped."""
