@@ -134,12 +134,14 @@ def test_without_recovery_a_killed_actor_is_a_named_error(ray_cluster, tmp_path)
         ray_run(config, tmp_path, one_client)
 
 
+@pytest.mark.slow
 def test_too_many_restarts_end_the_run(ray_cluster, tmp_path):
     config = config_of(PFEDREC, tmp_path, max_restarts=1)
     with pytest.raises(ActorLostError, match="at most 1 .runtime.max_restarts"):
         ray_run(config, tmp_path, one_client)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_actors(ray_cluster, tmp_path):
     config = config_of(PFEDREC, tmp_path)
     _, reports, outcome, _ = run(config, DATA, features=FEATURES)
@@ -205,6 +207,7 @@ def test_a_disk_that_is_full_where_an_actor_writes_comes_back_as_itself(ray_clus
     assert caught.value.strerror == "No space left on device" and caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.slow
 def test_a_round_whose_report_died_with_the_driver_is_seen_all_the_same(ray_cluster, tmp_path):
     """It was committed, and then the driver was killed: the round is not done again, and not lost either."""
     config = config_of(PFEDREC, tmp_path)

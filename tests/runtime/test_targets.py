@@ -23,6 +23,7 @@ def config_of(actors):
     return tiny_config(GPFEDREC, TRAIN, runtime={"actors": actors})
 
 
+@pytest.mark.slow
 def test_one_two_and_five_actors_equal_serial(ray_cluster):
     _, reports, outcome, _ = run(tiny_config(GPFEDREC, TRAIN), DATA)
     for actors in (1, 2, 5):
