@@ -4,9 +4,10 @@
 
 How they are tuned: `tests/bench/tuned.py`; the jobs with `fedvlr` are those of `content` (PFedRec's are made here).
 Then 5 seeds of each, and of `gfmfr` with the features shuffled between items, with random groups, and with 1, 2, 5, 10
-and 20 groups (without distillation, it is its backbone; on ML-100K with the two dearest backbones with 1 alone). Where
-validation chose weight 0, and for the number of groups it chose, there is nothing to compare, and no run. --write makes the README's tables of those backbones that have been
-run through; the others stay as they are, so a table may be made in several sittings.
+and 20 groups (without distillation, it is its backbone; of the two dearest backbones on ML-100K with 1 alone). Where
+validation chose weight 0, and for the number of groups it chose, there is nothing to compare, and no run. --write makes
+the README's tables of those backbones that have been run through; the others stay as they are, so a table may be made
+in several sittings.
 """
 
 import sys
