@@ -20,8 +20,10 @@ from fedray.federated.kernels.tower import (
     flat_parameters,
     forward,
     one_thread,
+    reach,
     shaped_parameters,
     shrink,
+    step,
 )
 from fedray.federated.kernels.tower_scores import offsets, score_tower
 from fedray.federated.local import LocalPlan, LocalResult, LocalStart, Soft
@@ -112,7 +114,8 @@ def train_routed_tower(
     theta, grad = np.empty(thetas.shape[1], np.float32), np.empty(thetas.shape[1], np.float32)
     o = offsets(d, g, widths)
     split = o[-1] + 1
-    part, whole, source = moving(rates, split), router.buffers(longest, d + g, n, width, True), table if fixed else rows
+    part, whole = moving(rates, d + g, split), router.buffers(longest, d + g, n, width, True)
+    source = table if fixed else rows
     for c in range(len(thetas)):
         theta[:] = thetas[c]
         first, end = row_ptr[c], row_ptr[c + 1]
@@ -131,9 +134,10 @@ def train_routed_tower(
                     _together(own, at, b.z, zd[:m], zg[:m])
                     forward(zd[:m], zg[:m], theta, o, d, widths, acts, x)
                     total += errors_toward(kind, x, y, u, power, m, p == 0, soft, c, at, 0, push, 0.0)
-                    dz = backward(zd[:m], zg[:m], theta, o, d, widths, acts, grads, x, grad, part[p, 0])
+                    dz = backward(zd[:m], zg[:m], theta, o, d, widths, acts, grads, x, grad, part[p, 0],
+                                  part[p, 1] > 0 or row_rates[p].max() >= 0)  # fmt: skip
                     b.dz[:, :d], b.dz[:, d:] = dz, zg[:m]
-                    router.unmix(theta[split:], weights, b, grad[split:], part[p, 1], row_rates[p, 1] >= 0)
+                    router.unmix(theta[split:], weights, b, grad[split:], part[p, 1] > 0, row_rates[p, 1] >= 0)
                     if row_rates[p, 0] >= 0:
                         rate = row_rates[p, 0] * speed
                         if row_decay + pull > 0:
@@ -144,8 +148,8 @@ def train_routed_tower(
                         if not fixed and row_decay > 0:
                             routed.shrink_rows(rows, first, end, _ONE - rate * row_decay)
                         router.step_views(rows, at, b, rate)
-                    for j in range(0 if part[p, 0] else split, len(theta) if part[p, 1] else split):
-                        theta[j] -= rates[p, j] * speed * (grad[j] + decays[j] * theta[j])
+                    step(theta, grad, rates[p], decays, speed, 0, (0, d + g, split)[part[p, 0]])
+                    step(theta, grad, rates[p], decays, speed, split, len(theta) if part[p, 1] else split)
                 speed *= step_decay
         thetas[c] = theta
         if size > 0:
@@ -154,13 +158,14 @@ def train_routed_tower(
 
 
 @numba.njit(cache=True)
-def moving(rates: np.ndarray, split: int) -> np.ndarray:
-    """Whether tower and router move, in each phase [phases, 2]."""
-    out = np.zeros((len(rates), 2), np.bool_)
+def moving(rates: np.ndarray, user: int, split: int) -> np.ndarray:
+    """How far the tower moves (`reach`), and whether the router does, in each phase [phases, 2]."""
+    out = np.zeros((len(rates), 2), np.int64)
     for p in range(len(rates)):
-        for j in range(rates.shape[1]):
+        out[p, 0] = reach(rates[p, :split], user)
+        for j in range(split, rates.shape[1]):
             if rates[p, j] > 0:
-                out[p, 1 if j >= split else 0] = True
+                out[p, 1] = 1
     return out
 
 

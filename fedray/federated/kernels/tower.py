@@ -29,6 +29,8 @@ from fedray.federated.method import Kernel, Owned
 from fedray.types import Arrays
 
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
+STILL, USER, ALL = 0, 1, 2
+"""What of theta moves in a phase: nothing, the user vector alone, or more."""
 
 
 class Tower(NamedTuple):
@@ -212,9 +214,7 @@ def train_tower(
     acts, grads = np.empty((n_layers, longest * widest), np.float32), np.empty((2, longest * widest), np.float32)
     theta_grad = np.empty(thetas.shape[1], np.float32)
     o = offsets(d, g, widths)
-    moving = np.zeros(len(rates), np.bool_)
-    for p in range(len(rates)):
-        moving[p] = rates[p].max() > 0
+    moving = np.array([reach(rates[p], d + g) for p in range(len(rates))])
     for c in range(len(thetas)):
         z, theta = rows[row_ptr[c] : row_ptr[c + 1]], thetas[c]
         copy_rows(z, table, index[row_ptr[c] : row_ptr[c + 1]])
@@ -235,19 +235,35 @@ def train_tower(
                             zg[k, j] = row[d + j]
                     forward(zd[:m], zg[:m], theta, o, d, widths, acts, x)
                     total += errors_toward(kind, x, y, u, power, m, p == 0, soft, c, at, row_ptr[c], push, 0.0)
-                    dz = backward(zd[:m], zg[:m], theta, o, d, widths, acts, grads, x, theta_grad, moving[p])
+                    dz = backward(zd[:m], zg[:m], theta, o, d, widths, acts, grads, x, theta_grad, moving[p],
+                                  row_rates[p] >= 0)  # fmt: skip
                     if row_rates[p] >= 0:
                         rate = row_rates[p] * speed
                         if row_decay + pull > 0:
                             shrink(z, target[row_ptr[c] : row_ptr[c + 1]], rate, row_decay, pull)
                         _step_rows(z, at, dz, zg, rate, m, d)
-                    if moving[p]:
-                        for j in range(len(theta)):
-                            theta[j] -= rates[p, j] * speed * (theta_grad[j] + decays[j] * theta[j])
+                    step(theta, theta_grad, rates[p], decays, speed, 0, (0, d + g, len(theta))[moving[p]])
                 speed *= step_decay
         if n > 0:
             loss[c] = total / (n * len(order))
     return loss
+
+
+@numba.njit(cache=True, fastmath=FAST)
+def step(
+    theta: np.ndarray, grad: np.ndarray, rates: np.ndarray, decays: np.ndarray, speed: np.float32, lo: int, hi: int
+) -> None:
+    """theta -= rates speed (grad + decays theta), from lo to hi."""
+    for j in range(lo, hi):
+        theta[j] -= rates[j] * speed * (grad[j] + decays[j] * theta[j])
+
+
+@numba.njit(cache=True)
+def reach(rates: np.ndarray, user: int) -> int:
+    """STILL, USER or ALL; user: length of the user vector."""
+    if rates[user:].max() > 0:
+        return ALL
+    return USER if rates[:user].max() > 0 else STILL
 
 
 @numba.njit(cache=True, fastmath=FAST)
@@ -289,10 +305,11 @@ def backward(
     grads: np.ndarray,
     error: np.ndarray,
     grad: np.ndarray,
-    moving: bool,
+    moving: int,
+    rows: bool,
 ) -> np.ndarray:
-    """Gradients from the errors of m logits: `grad` of theta (if it is `moving`), that of z' in place of zg, and that
-    of z, which is returned."""
+    """Gradients from the errors of m logits: `grad` of what is `moving` of theta, that of z' in place of zg, and that
+    of z, which is returned (if `rows` is; else there is nothing in it)."""
     m, g, last = zd.shape[0], zg.shape[1], len(widths) - 1
     out, top = o[2 * last + 3], widths[last]
     w = theta[out : out + top + g]
@@ -315,7 +332,7 @@ def backward(
         _masked(now, acts[i, : m * widths[i]].reshape(m, widths[i]), grad[o[2 * i + 2] : o[2 * i + 2] + widths[i]])
         below = acts[i - 1, : m * widths[i - 1]].reshape(m, widths[i - 1])
         weight = theta[o[2 * i + 1] : o[2 * i + 2]].reshape(widths[i], widths[i - 1])
-        if moving:
+        if moving == ALL:
             np.dot(now.T, below, grad[o[2 * i + 1] : o[2 * i + 2]].reshape(widths[i], widths[i - 1]))
         under = grads[(last - i + 1) % 2, : m * widths[i - 1]].reshape(m, widths[i - 1])
         np.dot(now, weight, under)
@@ -323,15 +340,19 @@ def backward(
     _masked(now, acts[0, : m * widths[0]].reshape(m, widths[0]), grad[o[2] : o[2] + widths[0]])
     a = theta[o[0] : o[1]].reshape(widths[0], d)
     b = theta[o[1] : o[2]].reshape(widths[0], d)
-    if moving:
-        total = grad[o[2] : o[2] + widths[0]]
+    total = grad[o[2] : o[2] + widths[0]]
+    if moving == ALL:
         np.dot(now.T, zd, grad[o[1] : o[2]].reshape(widths[0], d))
         for i in range(widths[0]):
             for j in range(d):
                 grad[o[0] + i * d + j] = total[i] * theta[j]
+    if moving != STILL:
+        for i in range(widths[0]):
+            for j in range(d):
                 grad[j] += total[i] * a[i, j]
     dz = grads[(last + 1) % 2, : m * d].reshape(m, d)
-    np.dot(now, b, dz)
+    if rows:
+        np.dot(now, b, dz)
     return dz
 
 
