@@ -69,6 +69,8 @@ CASES = {
         of(FEDNCF, operator_lr=0.15, **ITEM, **MOVING, backbone={"weighting": "samples", "lr_decay": 0.8}),
         WD,
     ),
+    "fedncf-private-steps": (of(FEDNCF, operator_lr=0.15, **ITEM), STEPS),
+    "fedncf-neumf-private-steps": (of(FEDNCF, **DOUBLE, backbone={"gmf": True}), STEPS),
     "fedncf-neumf-double-bpr": (of(FEDNCF, **DOUBLE, backbone={"gmf": True}), BPR),
     "fedncf-inside-residual": (of(FEDNCF, inside=3, **RESIDUAL), {**WD, **HALF}),
     "fedncf-outside": (of(FEDNCF, outside=1, operator_lr=0.15, **ITEM), WD),
