@@ -26,7 +26,7 @@ CONTROLS = {
     **{f"groups{g}": f"plugins.gfmfr.groups={g}" for g in (1, 2, 5, 10, 20)},
 }
 DEAREST, FEWER = ("fedncf", "fedrap"), ("shuffled", "random", "groups1")
-"""Backbones whose rounds on more clients than KU has take a second and more, and what is run of the controls then."""
+"""Backbones whose rounds are dearest where there are more clients than KU has, and what is run of the controls then."""
 
 
 def controls(stack: Stack) -> dict[str, str]:

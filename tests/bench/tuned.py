@@ -70,7 +70,7 @@ OFF: dict[str, dict[str, Any]] = {
 """A plug-in switched off: what it does where it is of no use (views: rows at `OWN_ROWS`)."""
 OWN_ROWS = {"fedncf": "fixed", "gpfedrec": "fixed"}
 """These add the ID row themselves, and move it; on others (`moving`) it moves as a view."""
-SKETCHED = {("gfmfr", "fedncf"): {"reduce": "projection"}}
+REDUCED = {("gfmfr", "fedncf"): {"reduce": "projection"}}
 """Its score function is 2,700 numbers, and ten starts of k-means on these cost more than all else of a round; on KU's
 204 clients, which are few enough for the spectral method, they cost nothing."""
 METRICS = ("hr_at_10", "ndcg_at_10", "hr_at_50", "ndcg_at_50")
@@ -181,7 +181,7 @@ def settled(stack: Stack, there: Prepared) -> dict[str, Any]:
     n = (BUDGET if stack.plugins else 2 * BUDGET) // (2 if stack.dear else 1)
     if stack.plugins:
         own, raw = stack.own, settled(stack.under, there)
-        fixed = SKETCHED.get((own, stack.backbone), {}) if stack.data != "ku" else {}
+        fixed = REDUCED.get((own, stack.backbone), {}) if stack.data != "ku" else {}
         raw = {**raw, "plugins": {**raw.get("plugins", {}), own: fixed}}
         raw |= {"encoders": ENCODERS[stack.data]} if stack.data in ENCODERS else {}
         raw["backbone"].pop("item_bias", None)
