@@ -21,7 +21,7 @@ run: $(STAMP)    ## train the quickstart on local Ray, tracked in sqlite:///mlfl
 	$(BIN)/fedray train jobs/quickstart.yaml
 
 test: $(STAMP)   ## the test suite but for what starts many processes
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest -q $(ALONE)
 
 test-all: test   ## the whole test suite

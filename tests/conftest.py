@@ -25,3 +25,8 @@ def real_data() -> Callable[[str], Path]:
         return there[0]
 
     return find
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts Ray comes first: such files are few and long, and the last of them would leave a core idle."""
+    items.sort(key=lambda item: item.path.parent.name not in ("e2e", "runtime", "search"))
