@@ -5,6 +5,7 @@ An executor gives sums over all clients, never one client's part, except for met
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Protocol
 
@@ -86,6 +87,7 @@ class SerialExecutor:
 
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """See `Executor`."""
+        self._hosts = [replace(h, trained=None) for h in self._hosts]  # before there are the rows of another round
         done = [clients.train(h, broadcast, limit, targets) for h in self._hosts]
         checked = [check_report(h.method, broadcast, h.data.client, report) for h, report in done]
         self._hosts = [h for h, _ in done]

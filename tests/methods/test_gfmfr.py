@@ -1,12 +1,14 @@
 """`gfmfr`: its laws. tests/federated/test_gfmfr_against_loop.py has the naive loop."""
 
+import weakref
+
 import numpy as np
 import pytest
 
 from fedray.data.dataset import client_data, load
 from fedray.data.protocols import rules_of
 from fedray.errors import UnsupportedError
-from fedray.federated import rounds
+from fedray.federated import clients, rounds
 from fedray.federated.grouping import rand_index
 from fedray.methods import build
 from fedray.methods.plugins.gfmfr import GROUP, MOST, PREFERENCE, joined
@@ -130,6 +132,24 @@ def test_a_client_that_never_took_part_has_no_group():
     final, *_ = done(config)
     group = final.state.params[GROUP]
     assert 3 <= (group >= 0).sum() <= 6 and len(group) <= len(DATA)
+
+
+def test_the_rows_of_a_round_are_gone_before_those_of_the_next_are_made(monkeypatch):
+    config, train, made, alive = of("fcf"), clients.train_clients, [], []
+
+    def watched(*args):
+        alive.append(sum(result() is not None for result in made))
+        result = train(*args)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(clients, "train_clients", watched)
+    where = executor(config, DATA, features=FEATURES)
+    state = rounds.start(config, build(config, DATA.n_items, FEATURES))
+    for _ in range(3):
+        state, _ = rounds.step(state, where)
+    assert alive == [0, 0, 0]
+    assert made[-1]() is not None
 
 
 def test_groups_of_this_round_join_those_of_the_last():

@@ -315,15 +315,14 @@ def test_a_driver_that_dies_where_settings_change_costs_nothing(tmp_path, ray_cl
         for report in clients.rounds():
             reports.append(report)
             if report.round == 3:
-                os.kill(driver_pid(), signal.SIGKILL)
+                os.kill(driver_pid(ray_cluster), signal.SIGKILL)
         outcome = clients.finish()
     assert [r.round for r in reports] == [1, 2, 3, 4, 5]
     assert outcome.test == alone[2]
 
 
-def driver_pid():
-    """Of the one driver actor that is alive."""
-    (found,) = [
-        a for a in list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "DriverActor")], detail=True)
-    ]
+def driver_pid(ray):
+    """Of the one driver actor that is alive in this Ray; others may run beside it."""
+    here, living = ray.get_runtime_context().gcs_address, [("state", "=", "ALIVE"), ("class_name", "=", "DriverActor")]
+    (found,) = list_actors(address=here, filters=living, detail=True)
     return found.pid
