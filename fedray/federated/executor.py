@@ -87,7 +87,8 @@ class SerialExecutor:
 
     def train(self, broadcast: Broadcast, limit: np.uint64, targets: Uploads | None = None) -> TrainReport:
         """See `Executor`."""
-        self._hosts = [replace(h, trained=None) for h in self._hosts]  # before there are the rows of another round
+        # the rows of the last round, before there are those of another
+        self._hosts = [h if h.trained is None else replace(h, trained=None) for h in self._hosts]
         done = [clients.train(h, broadcast, limit, targets) for h in self._hosts]
         checked = [check_report(h.method, broadcast, h.data.client, report) for h, report in done]
         self._hosts = [h for h, _ in done]
